@@ -306,7 +306,7 @@ def test_pooled_calibration_is_that_of_all_pairs_together() -> None:
         assert (one.low, one.pairs) == (other.low, other.pairs)
         assert one.confidence == pytest.approx(other.confidence)
         assert one.accuracy == pytest.approx(other.accuracy)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="inhomogeneous"):
         pooled([reliability(first), reliability(second, bins=5)])
 
 

@@ -8,8 +8,9 @@ Finished training steps are stored and not repeated, so a killed comparison resu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -58,7 +59,7 @@ class Suite:
 
     @property
     def in_pass(self) -> list[str]:
-        """The methods that score in the run's passes, in the order of reports."""
+        """The methods that score in the run's passes."""
         return [name for name, method in self.trained.items() if method.score is not None]
 
     def scorers(self) -> dict[str, Any]:
@@ -89,15 +90,11 @@ class Suite:
         return rewards
 
     def score(self, queries: Sequence[Q], keep: bool = True) -> list[ScoredGroup[Q]]:
-        """Score queries by every method of `in_pass`.
-
-        Args:
-            keep: cache the activations for other runs.
-        """
+        """Score queries by every method of `in_pass`; with `keep`, cache the activations for other runs."""
         run = self.context.run
         cache = run.cache if keep else None
         scored = score_groups(run.model, queries, None, self.context.console, cache, self.scorers())
-        return [group.with_rewards(self.combine(self.by_method(group.members), group.empty)) for group in scored]
+        return [replace(s, rewards=self.combine(self.by_method(s.members), s.empty)) for s in scored]
 
     def temperatures(self) -> dict[tuple[str, str], float]:
         """Fit T per method and task: σ((reward_a − reward_b) / T) predicts the labels of the validation prompts.
@@ -203,7 +200,7 @@ def _with_standalone(suite: Suite, scored: Sequence[ScoredGroup[Group]]) -> list
         if trained.score_all is not None:
             for row, values in zip(rewards, trained.score_all([group.group for group in scored]), strict=True):
                 row[name] = np.array(values, dtype=float)
-    return [group.with_rewards(row) for group, row in zip(scored, rewards, strict=True)]
+    return [replace(group, rewards=row) for group, row in zip(scored, rewards, strict=True)]
 
 
 def compare_methods(
@@ -279,11 +276,10 @@ def _capabilities(results: Sequence[SeedResult]) -> dict[str, dict[str, Estimate
 
 
 def _router(results: Sequence[RouterResult]) -> RouterResult:
-    confusion: dict[str, dict[str, int]] = {}
+    confusion: dict[str, Counter[str]] = {}
     for result in results:
         for task, row in result.confusion.items():
-            for likeliest, count in row.items():
-                confusion.setdefault(task, {})[likeliest] = confusion.get(task, {}).get(likeliest, 0) + count
+            confusion.setdefault(task, Counter()).update(row)
     prompts = sum(result.prompts for result in results)
     right = sum(row.get(task, 0) for task, row in confusion.items())
 
@@ -296,7 +292,7 @@ def _router(results: Sequence[RouterResult]) -> RouterResult:
         prompts=prompts,
         fallback=mean([result.fallback for result in results]),
         ece=mean([result.ece for result in results]),
-        confusion=confusion,
+        confusion={task: dict(row) for task, row in confusion.items()},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .metrics import pooled_accuracy, probabilities
 from .results import DoubtfulLabel, ErrorAnalysis, Estimate, LabelDoubts, WrongPair
 from .scored_groups import ScoredGroup
 
+T = TypeVar("T")
 WORST = 20
 """Pairs that the results list."""
 MAX_CHARACTERS = 400
@@ -45,30 +46,23 @@ def error_analysis(
         return estimates
 
     return ErrorAnalysis(
-        worst=tuple(_worst(scored)),
+        worst=_worst(scored),
         by_length=by_part(length_part, _LENGTH_PARTS),
         by_agreement=by_part(agreement_part, _AGREEMENT_PARTS),
         doubts=None if judged is None else _doubts(judged),
     )
 
 
-def _worst(scored: Sequence[ScoredGroup]) -> list[WrongPair]:
-    """Return the worst pairs, one per prompt, so that a single prompt does not fill the list."""
-    wrong = [
-        (probability, index, pair)
-        for index, group in enumerate(scored)
-        for pair, probability in zip(
-            group.group.pairs(), probabilities(group, group.rewards["dmoerm"] / group.temperature), strict=True
-        )
-        if probability < 0.5
-    ]
-    first: dict[str, tuple[float, int, Pair]] = {}
-    for entry in sorted(wrong, key=lambda entry: entry[0]):
-        first.setdefault(prompt_key(scored[entry[1]].group.prompt), entry)
-    return [_wrong_pair(scored[index], pair, probability) for probability, index, pair in list(first.values())[:WORST]]
+def _worst(scored: Sequence[ScoredGroup]) -> tuple[WrongPair, ...]:
+    wrong: list[tuple[float, ScoredGroup, Pair]] = []
+    for s in scored:
+        found = zip(probabilities(s, s.rewards["dmoerm"] / s.temperature), s.group.pairs(), strict=True)
+        wrong += [(probability, s, pair) for probability, pair in found if probability < 0.5]
+    wrong.sort(key=lambda entry: entry[0])
+    return tuple(_wrong_pair(*entry) for entry in _first_of_prompts(wrong, lambda entry: entry[1].group))
 
 
-def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPair:
+def _wrong_pair(probability: float, scored: ScoredGroup, pair: Pair) -> WrongPair:
     both = [pair.better, pair.worse]
     deviations = None if scored.uncertainty is None else scored.uncertainty[both]
     return WrongPair(
@@ -83,19 +77,19 @@ def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPai
 
 def _doubts(judged: Sequence[JudgedLabel]) -> LabelDoubts:
     contradicted = [label for label in judged if label.probability < 0.5]
-    first: dict[str, JudgedLabel] = {}
-    for label in contradicted:
-        first.setdefault(prompt_key(label.group.prompt), label)
-    worst = [
-        DoubtfulLabel(
-            task=label.task,
-            capability=label.capability,
-            probability=label.probability,
-            **_texts(label.group, label.pair),
-        )
-        for label in list(first.values())[:WORST]
-    ]
-    return LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=tuple(worst))
+    worst = tuple(
+        DoubtfulLabel(task=d.task, capability=d.capability, probability=d.probability, **_texts(d.group, d.pair))
+        for d in _first_of_prompts(contradicted, lambda label: label.group)
+    )
+    return LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=worst)
+
+
+def _first_of_prompts(entries: Iterable[T], group_of: Callable[[T], Group]) -> list[T]:
+    """Return the first entry of each prompt, at most `WORST`: a single prompt must not fill a list."""
+    first: dict[str, T] = {}
+    for entry in entries:
+        first.setdefault(prompt_key(group_of(entry).prompt), entry)
+    return list(first.values())[:WORST]
 
 
 def _texts(group: Group, pair: Pair) -> dict[str, Any]:

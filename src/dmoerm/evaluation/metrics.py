@@ -11,6 +11,7 @@ Shapes: S seeds, P prompts, B resamples, M methods.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from ..bootstrap import RESAMPLES, interval, resampled_sums, run_weights
@@ -52,11 +54,11 @@ class PairCounts:
 
 def count_pairs(rows: Iterable[OrderedPairs]) -> PairCounts | None:
     """Count pairs by prompt; skip rows without an ordered pair. Return None if no row has one."""
-    pairs: dict[str, int] = {}
+    pairs: Counter[str] = Counter()
     right: dict[str, dict[str, float]] = {}
     for prompt, ordered, scores in rows:
         if ordered:
-            pairs[prompt] = pairs.get(prompt, 0) + len(ordered)
+            pairs[prompt] += len(ordered)
             for method, values in scores.items():
                 by_prompt = right.setdefault(method, {})
                 by_prompt[prompt] = by_prompt.get(prompt, 0.0) + right_pairs(ordered, values)
@@ -93,8 +95,7 @@ def join(seeds: Sequence[PairCounts]) -> PairCounts:
     )
 
 
-def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
-    """Return the groups of each task, tasks in alphabetical order."""
+def _by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
     groups: dict[str, list[ScoredGroup]] = {}
     for group in scored:
         groups.setdefault(group.task, []).append(group)
@@ -105,7 +106,7 @@ def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
     """Count the overall pairs of each task under every method; leave out tasks without an ordered pair."""
     counts_by_task = {
         task: count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
-        for task, members in by_task(scored).items()
+        for task, members in _by_task(scored).items()
     }
     return {task: counts for task, counts in counts_by_task.items() if counts is not None}
 
@@ -113,7 +114,7 @@ def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
 def capability_counts(scored: Sequence[ScoredGroup]) -> dict[str, dict[str, PairCounts]]:
     """Count each task's pairs on each capability under its expert; leave out capabilities without an ordered pair."""
     counts_by_task: dict[str, dict[str, PairCounts]] = {}
-    for task, members in by_task(scored).items():
+    for task, members in _by_task(scored).items():
         for name in members[0].capabilities:
             rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
             if counts := count_pairs(rows):
@@ -211,7 +212,6 @@ class _Shares(NamedTuple):
         return cls(counts, resample(counts, [seed, zlib.crc32(name.encode())], resamples))
 
     def value(self, method: str) -> float:
-        """Return the method's accuracy on the data."""
         return float((self.counts.right[method].sum(1) / self.counts.pairs.sum(1)).mean())
 
 
@@ -259,14 +259,12 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
     """Measure accuracy, calibration, fallback share and confusion of the router on the distinct prompts with tasks."""
     known = list({(prompt_key(s.group.prompt), s.group.task): s for s in scored if s.group.task}.values())
     confusion: dict[str, dict[str, int]] = {}
-    for group in sorted(known, key=lambda s: (s.task, s.likeliest)):
-        row = confusion.setdefault(group.task, {})
-        row[group.likeliest] = row.get(group.likeliest, 0) + 1
-    right = sum(row.get(task, 0) for task, row in confusion.items())
-    confidence = torch.tensor([max(s.route.values()) for s in known])
-    ece = calibration_error(confidence, torch.tensor([float(s.likeliest == s.task) for s in known]))
+    for (task, likeliest), count in sorted(Counter((s.task, s.likeliest) for s in known).items()):
+        confusion.setdefault(task, {})[likeliest] = count
+    right = [float(s.likeliest == s.task) for s in known]
+    ece = calibration_error(torch.tensor([max(s.route.values()) for s in known]), torch.tensor(right))
     return RouterResult(
-        accuracy=right / len(known) if known else None,
+        accuracy=fmean(right) if known else None,
         prompts=len(known),
         fallback=sum(s.chosen is None for s in known) / len(known) if known else None,
         ece=ece if known else None,
@@ -274,16 +272,14 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
     )
 
 
-def calibration_result(scored: Sequence[ScoredGroup], bins: int = _BINS) -> CalibrationResult:
+def calibration_result(scored: Sequence[ScoredGroup]) -> CalibrationResult:
     """Measure the calibration of `dmoerm`'s win probability on the human-ordered pairs."""
-    margins = [group.rewards["dmoerm"] / group.temperature for group in scored]
-    return reliability([p for group, row in zip(scored, margins, strict=True) for p in probabilities(group, row)], bins)
+    return reliability([p for s in scored for p in probabilities(s, s.rewards["dmoerm"] / s.temperature)])
 
 
 def probabilities(scored: ScoredGroup, rewards: np.ndarray) -> list[float]:
     """Return σ(reward difference) of each human-ordered pair, the better response first."""
-    margins = [rewards[pair.better] - rewards[pair.worse] for pair in scored.group.pairs()]
-    return [float(1 / (1 + np.exp(-np.clip(margin, -60, 60)))) for margin in margins]
+    return expit([rewards[pair.better] - rewards[pair.worse] for pair in scored.group.pairs()]).tolist()
 
 
 def reliability(winner: Sequence[float], bins: int = _BINS) -> CalibrationResult:
@@ -295,34 +291,29 @@ def reliability(winner: Sequence[float], bins: int = _BINS) -> CalibrationResult
     confidence, right = np.maximum(given, 1 - given), np.where(given == 0.5, 0.5, given > 0.5)
     edges = np.linspace(0.5, 1, bins + 1)
     index = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
-    filled = tuple(_bin(edges[i], edges[i + 1], confidence[index == i], right[index == i]) for i in range(bins))
-    return CalibrationResult(ece=_error(filled), pairs=len(given), bins=filled)
-
-
-def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> Bin:
-    means = (float(confidence.mean()), float(right.mean())) if len(confidence) else (None, None)
-    return Bin(low=float(low), high=float(high), pairs=len(confidence), confidence=means[0], accuracy=means[1])
+    sums = [[(index == i).sum(), confidence[index == i].sum(), right[index == i].sum()] for i in range(bins)]
+    return _calibration(edges, np.array(sums))
 
 
 def pooled(results: Sequence[CalibrationResult]) -> CalibrationResult:
     """Pool several results over the same bins."""
-    bins = tuple(_joined(together) for together in zip(*(result.bins for result in results), strict=True))
-    return CalibrationResult(ece=_error(bins), pairs=sum(b.pairs for b in bins), bins=bins)
+    sums = [
+        [[b.pairs, b.pairs * (b.confidence or 0), b.pairs * (b.accuracy or 0)] for b in result.bins]
+        for result in results
+    ]
+    return _calibration([*(b.low for b in results[0].bins), 1.0], np.array(sums).sum(0))
 
 
-def _joined(bins: Sequence[Bin]) -> Bin:
-    known = [b for b in bins if b.confidence is not None and b.accuracy is not None]
-    pairs = sum(b.pairs for b in known)
-    confidence, accuracy = (
-        sum(b.pairs * (getattr(b, name) or 0.0) for b in known) / pairs if pairs else None
-        for name in ("confidence", "accuracy")
+def _calibration(edges: Sequence[float] | np.ndarray, sums: np.ndarray) -> CalibrationResult:
+    """Return the calibration from sums over the pairs of each bin, (bins, 3): of 1, of confidence and of accuracy."""
+    bins = tuple(
+        Bin(low=low, high=high, pairs=int(n), confidence=sure / n if n else None, accuracy=right / n if n else None)
+        for low, high, (n, sure, right) in zip(edges, edges[1:], sums, strict=False)
     )
-    return bins[0].model_copy(update={"pairs": pairs, "confidence": confidence, "accuracy": accuracy})
-
-
-def _error(bins: Sequence[Bin]) -> float:
-    gaps = [b.pairs * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence]
-    return float(sum(gaps) / max(sum(b.pairs for b in bins), 1))
+    total, sure, right = sums.T
+    return CalibrationResult(
+        ece=float(np.abs(right - sure).sum() / max(total.sum(), 1)), pairs=int(total.sum()), bins=bins
+    )
 
 
 def length_bias(scored: Sequence[ScoredGroup]) -> dict[str, LengthBias]:
@@ -330,21 +321,17 @@ def length_bias(scored: Sequence[ScoredGroup]) -> dict[str, LengthBias]:
 
     Compare a method with `human`, because longer answers may be better.
     """
-    columns: dict[str, list[tuple[float, float]]] = {}
+    columns: dict[str, list[list[float]]] = {}
     for member in scored:
         lengths = np.array([len(text) for text in member.group.responses], dtype=float)
         scores = dict(member.rewards) | ({"human": np.array(member.group.grades)} if member.group.grades else {})
         for method, values in scores.items():
             if np.ptp(lengths) and np.ptp(values):
-                both = (_correlation(rankdata(lengths), rankdata(values)), _correlation(lengths, values))
-                columns.setdefault(method, []).append(both)
-    means = {method: np.mean(rows, axis=0) for method, rows in columns.items()}
+                both = ((rankdata(lengths), rankdata(values)), (lengths, values))
+                columns.setdefault(method, []).append([np.corrcoef(*pair)[0, 1] for pair in both])
     return {
-        method: LengthBias(spearman=float(spearman), pearson=float(pearson), groups=len(columns[method]))
-        for method, (spearman, pearson) in means.items()
+        method: LengthBias(
+            spearman=fmean(row[0] for row in rows), pearson=fmean(row[1] for row in rows), groups=len(rows)
+        )
+        for method, rows in columns.items()
     }
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))

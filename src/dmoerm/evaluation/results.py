@@ -151,19 +151,23 @@ class LengthBias(ResultModel):
     """Groups in which both lengths and scores differ."""
 
 
-class WrongPair(ResultModel):
-    """A pair that `dmoerm` orders against people. Two numbers are of the preferred and of the other response."""
+class ShownPair(ResultModel):
+    """A pair with its texts; long texts are without their middle."""
 
     id: str
     """The group's."""
     task: str
     prompt: str
-    """Long texts are without their middle."""
     preferred: str
-    """The response that people prefer."""
+    """The response that the label prefers."""
     other: str
     probability: float = Field(ge=0, le=1)
-    """Of what people prefer, by `dmoerm`."""
+    """Of the label, by the model."""
+
+
+class WrongPair(ShownPair):
+    """A pair that `dmoerm` orders against people. Two numbers are of the preferred and of the other response."""
+
     rewards: tuple[float, float]
     uncertainty: tuple[float, float] | None
     """Standard deviations of the rewards; None if the model has no posterior."""
@@ -171,21 +175,11 @@ class WrongPair(ResultModel):
     """Scores on the task's capabilities."""
 
 
-class DoubtfulLabel(ResultModel):
+class DoubtfulLabel(ShownPair):
     """A label of the training part that a model which was not trained on it contradicts."""
 
-    id: str
-    """The group's."""
-    task: str
     capability: str | None
     """The label's capability; None for the overall preference."""
-    prompt: str
-    """Long texts are without their middle."""
-    preferred: str
-    """The response that the label prefers."""
-    other: str
-    probability: float = Field(ge=0, le=1)
-    """Of the label, by the model."""
 
 
 class LabelDoubts(ResultModel):
@@ -333,13 +327,11 @@ def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
     Steps under `soft/` are parts of the step `routing`, whose seconds include theirs.
     """
-    seconds_by_phase: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name, metrics in steps.items():
-        phase = name.partition("/")[0]
-        if phase == "soft":
-            continue
-        seconds_by_phase[phase] = seconds_by_phase.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
-    return seconds_by_phase
+        if (phase := name.partition("/")[0]) != "soft":
+            seconds[phase] = seconds.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
+    return seconds
 
 
 def peak_memory() -> int | None:

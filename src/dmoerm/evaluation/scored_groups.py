@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -38,6 +38,7 @@ from ..training.progress import Progress
 Q = TypeVar("Q", bound=Query)
 
 
+@dataclass(eq=False)
 class ScoringBatch(Generic[Q]):
     """One pass; each output is computed once, when it is first read.
 
@@ -47,19 +48,17 @@ class ScoringBatch(Generic[Q]):
         cache: contains the trunk's activations; without it, they are computed.
     """
 
-    def __init__(
-        self, model: DMoERM, groups: Sequence[Q], encoded: Sequence[Encoded], cache: ActivationCache | None = None
-    ) -> None:
-        self.model, self.groups, self.encoded, self.cache = model, groups, encoded, cache
+    model: DMoERM
+    groups: Sequence[Q]
+    encoded: Sequence[Encoded]
+    cache: ActivationCache | None = None
 
     @functools.cached_property
     def ids(self) -> Packed:
-        """The token ids."""
         return pack_ids(self.encoded).to(self.model.device)
 
     @functools.cached_property
     def hidden(self) -> Packed:
-        """The trunk's hidden states."""
         if self.cache is None:
             return self.model.hidden(self.ids)
         return pack([self.cache.states(e) for e in self.encoded]).to(self.model.device)
@@ -173,10 +172,6 @@ class ScoredGroup(Generic[Q]):
     empty: Sequence[int] = ()
     uncertainty: np.ndarray | None = None
 
-    def with_rewards(self, rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Q]:
-        """Return the same group with other rewards."""
-        return replace(self, rewards=rewards)
-
     @property
     def likeliest(self) -> str:
         """The task that the router finds likeliest."""
@@ -228,36 +223,32 @@ def score_groups(
 
 @torch.no_grad()
 def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> list[ScoredGroup[Q]]:
-    rewards = {
-        "general": batch.output.general,
-        "per_task_routed": batch.per_task_routed,
-        "per_task": batch.per_task,
-        "dmoerm": batch.output.reward,
-    }
+    model, output, scored = batch.model, batch.output, []
     members = {name: scorer(batch) for name, scorer in scorers.items()}
-    return [_scored(batch, q, rewards, members) for q in range(len(batch.groups))]
-
-
-def _scored(
-    batch: ScoringBatch[Q], q: int, rewards: Mapping[str, Tensor], members: Mapping[str, Tensor]
-) -> ScoredGroup[Q]:
-    model, task, choice, rows = batch.model, batch.tasks[q], batch.choices[q], batch.owner == q
-    capabilities = batch.output.of(q, task).capabilities
-    by_method = {method: _array(row[rows]) for method, row in rewards.items()}
-    by_method["dmoerm"] = np.array([bound_reward(reward) for reward in by_method["dmoerm"].tolist()])
-    empty = list(batch.encoded[q].empty_at)
-    return ScoredGroup(
-        group=batch.groups[q],
-        task=task,
-        route=dict(zip(model.router.tasks, batch.route[q].tolist(), strict=True)),
-        chosen=choice.task,
-        temperature=float(model.temperature(choice)),
-        rewards={method: with_empty_lowest(row, empty) for method, row in by_method.items()},
-        capabilities=dict(zip(model.task_model(task).experts.capabilities, _array(capabilities.T), strict=True)),
-        members={name: _array(row[:, rows]) for name, row in members.items()},
-        empty=empty,
-        uncertainty=_array(batch.output.uncertainty[rows]),
-    )
+    for q, (group, task, choice) in enumerate(zip(batch.groups, batch.tasks, batch.choices, strict=True)):
+        rows, empty = batch.owner == q, list(batch.encoded[q].empty_at)
+        rewards = {
+            "general": _array(output.general[rows]),
+            "per_task_routed": _array(batch.per_task_routed[rows]),
+            "per_task": _array(batch.per_task[rows]),
+            "dmoerm": np.array([bound_reward(reward) for reward in _array(output.reward[rows]).tolist()]),
+        }
+        experts, capabilities = model.task_model(task).experts.capabilities, output.of(q, task).capabilities
+        scored.append(
+            ScoredGroup(
+                group=group,
+                task=task,
+                route=dict(zip(model.router.tasks, batch.route[q].tolist(), strict=True)),
+                chosen=choice.task,
+                temperature=float(model.temperature(choice)),
+                rewards={method: with_empty_lowest(row, empty) for method, row in rewards.items()},
+                capabilities=dict(zip(experts, _array(capabilities.T), strict=True)),
+                members={name: _array(row[:, rows]) for name, row in members.items()},
+                empty=empty,
+                uncertainty=_array(output.uncertainty[rows]),
+            )
+        )
+    return scored
 
 
 def with_empty_lowest(rewards: np.ndarray, empty: Sequence[int]) -> np.ndarray:

@@ -22,11 +22,9 @@ _MIRRORED = {Outcome.FIRST: Outcome.SECOND, Outcome.SECOND: Outcome.FIRST}
 
 @dataclass
 class _OrderVerdicts:
-    """The verdicts on one pair and capability in each order; several verdicts are repeated answers to one question.
+    """The verdicts on one pair and capability in each order, and the prompt tokens, completion tokens and cost.
 
-    Attributes:
-        given, swapped: verdicts with the lower index shown first, and with the higher index shown first.
-        usage: prompt tokens, completion tokens and cost.
+    Several verdicts are repeated answers to one question.
     """
 
     given: list[Verdict] = field(default_factory=list)
@@ -34,7 +32,6 @@ class _OrderVerdicts:
     usage: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def label(self, key: CapabilityLabel) -> CapabilityLabel:
-        """Return `key`, which names judge, pair and capability, with the verdicts filled in."""
         prompt, completion, cost = self.usage
         (given, p_given), (swapped, p_swapped) = _merge(self.given), _merge(self.swapped)
         verdicts = {"given": given, "swapped": swapped, "p_given": p_given, "p_swapped": p_swapped}
@@ -128,20 +125,16 @@ def recorded_labels(
                 unknown.append(str(row.get("id")))
         except DataError as error:
             raise error.at(file, line) from None
-    if not verdicts:
-        raise _no_labels(file, count, unknown, by_id)
-    return [orders.label(key) for key, orders in verdicts.items()], len(unknown)
-
-
-def _no_labels(file: str, count: int, unknown: Sequence[str], groups: Mapping[str, Group]) -> DataError:
+    if verdicts:
+        return [orders.label(key) for key, orders in verdicts.items()], len(unknown)
     if not count:
-        return DataError("contains no verdicts", file=file, hint="check the file")
-    if not groups:
-        return DataError("the data contain no groups", hint="check the files passed as DATA")
+        raise DataError("contains no verdicts", file=file, hint="check the file")
+    if not by_id:
+        raise DataError("the data contain no groups", hint="check the files passed as DATA")
     if len(unknown) < count:
-        return DataError("preferred is empty in every row", file=file, field="preferred", hint="add a capability")
-    return DataError(
-        f"none of the {count} verdicts is about a group in the data, whose ids are like {shorten(next(iter(groups)))}",
+        raise DataError("preferred is empty in every row", file=file, field="preferred", hint="add a capability")
+    raise DataError(
+        f"none of the {count} verdicts is about a group in the data, whose ids are like {shorten(next(iter(by_id)))}",
         file=file,
         field="id",
         value=unknown[0],
@@ -150,10 +143,7 @@ def _no_labels(file: str, count: int, unknown: Sequence[str], groups: Mapping[st
 
 
 def _add(
-    row: Mapping[str, Any],
-    groups: Mapping[str, Group],
-    judge: str,
-    verdicts: dict[CapabilityLabel, _OrderVerdicts],
+    row: Mapping[str, Any], groups: Mapping[str, Group], judge: str, verdicts: dict[CapabilityLabel, _OrderVerdicts]
 ) -> bool:
     """Add a row's verdicts. Return False if its group is not in the data."""
     preferred, order = row.get("preferred"), row.get("order")

@@ -13,6 +13,7 @@ capability, or, for a single capability, the bare letter. Anything else is `unpa
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -26,10 +27,10 @@ from ..taxonomy import Capability
 
 VERSION = "1"
 """Version of the wording. It is part of each call's key, so that a reworded question is a new question."""
-LETTERS: tuple[str, ...] = ("A", "B", "C")
+_BY_LETTER = {"A": Outcome.FIRST, "B": Outcome.SECOND, "C": Outcome.TIE}
+LETTERS = tuple(_BY_LETTER)
 """The letters of an answer: the first response is better, the second is better, they are equally good."""
 
-_BY_LETTER: dict[str, Outcome] = dict(zip(LETTERS, (Outcome.FIRST, Outcome.SECOND, Outcome.TIE), strict=True))
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SPECIAL = re.compile(
     r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)|<(?=</?SYS>>)|\[(?=/?INST\])",
@@ -45,10 +46,9 @@ _REASONING_END = re.compile(
 
 
 class Verdict(NamedTuple):
-    """The verdict on one capability; `first` is the response shown first.
+    """The verdict on one capability, and the probability that the response shown first is better (a tie counts half).
 
-    Attributes:
-        p_first: probability that the first response is better, where a tie counts half; None without log-probabilities.
+    Without log-probabilities, `p_first` is None.
     """
 
     outcome: Outcome
@@ -131,7 +131,8 @@ def judge_messages(
         max_characters: limit per text. A longer conversation is cut at its beginning, a longer response in its middle.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
-    texts = [_conversation(prompt, words, max_characters)]
+    turns = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in messages_of(prompt))
+    texts = [turns if len(turns) <= max_characters else _ELLIPSIS + turns[-max_characters:]]
     texts += [_cut_middle(neutralize(text), max_characters) for text in (first, second)]
     word = _delimiter_word(texts)
     rubrics = "\n".join(f"- {name} ({entry.title}): {entry.rubric}" for name, entry in capabilities.items())
@@ -159,12 +160,6 @@ def neutralize(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"{match[0]} ", text)
 
 
-def _conversation(prompt: Prompt, words: _Wording, limit: int) -> str:
-    turns = messages_of(prompt)
-    text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in turns)
-    return text if len(text) <= limit else _ELLIPSIS + text[-limit:]
-
-
 def _cut_middle(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit // 2] + _ELLIPSIS + text[-(limit // 2) :]
 
@@ -181,12 +176,12 @@ def read_verdicts(text: str, capabilities: Sequence[str], tokens: Sequence[Token
     letters = _letters(text, capabilities)
     if letters is None:
         return dict.fromkeys(capabilities, Verdict(Outcome.UNPARSEABLE))
-    verdicts = {}
-    for name in capabilities:
-        letter = letters.get(name)
-        outcome = _BY_LETTER.get(letter or "", Outcome.UNPARSEABLE)
-        verdicts[name] = Verdict(outcome, _p_first(text, name, letter, tokens) if letter in LETTERS else None)
-    return verdicts
+    return {
+        name: Verdict(_BY_LETTER[letter], _p_first(text, name, letter, tokens))
+        if (letter := letters.get(name)) in _BY_LETTER
+        else Verdict(Outcome.UNPARSEABLE)
+        for name in capabilities
+    }
 
 
 def strip_reasoning(text: str) -> str:
@@ -223,7 +218,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _p_first(text: str, name: str, letter: str | None, tokens: Sequence[Token]) -> float | None:
+def _p_first(text: str, name: str, letter: str, tokens: Sequence[Token]) -> float | None:
     """Return the probability from those of A, B and C at the letter's position.
 
     The tokens may begin with the reasoning that the text no longer contains.
@@ -232,7 +227,9 @@ def _p_first(text: str, name: str, letter: str | None, tokens: Sequence[Token]) 
     position = _letter_position(text, name)
     if position is None or not joined.endswith(text):
         return None
-    token = _token_at(tokens, len(joined) - len(text) + position)
+    ends = itertools.accumulate(len(token.text) for token in tokens)
+    target = len(joined) - len(text) + position
+    token = next((token for token, end in zip(tokens, ends, strict=True) if target < end), None)
     if token is None:
         return None
     masses: dict[str, float] = dict.fromkeys(LETTERS, 0.0)
@@ -240,7 +237,7 @@ def _p_first(text: str, name: str, letter: str | None, tokens: Sequence[Token]) 
         if (bare := _NOT_A_LETTER.sub("", alternative).upper()) in LETTERS and not math.isnan(logprob):
             masses[bare] += math.exp(min(logprob, 0.0))
     total = sum(masses.values())
-    return (masses["A"] + masses["C"] / 2) / total if total and masses[letter or ""] else None
+    return (masses["A"] + masses["C"] / 2) / total if total and masses[letter] else None
 
 
 def _letter_position(text: str, name: str) -> int | None:
@@ -250,12 +247,3 @@ def _letter_position(text: str, name: str) -> int | None:
         return key.end()
     bare = re.search(r"[A-Ca-c]", text)
     return bare.start() if bare and len(text.strip()) <= 4 else None
-
-
-def _token_at(tokens: Sequence[Token], position: int) -> Token | None:
-    start = 0
-    for token in tokens:
-        if start <= position < start + len(token.text):
-            return token
-        start += len(token.text)
-    return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +104,7 @@ def _people(label: CapabilityLabel, group: Group | None) -> Outcome | None:
     if group is None or not group.differ(label.first, label.second):
         return None
     grades = group.grades if label.capability == OVERALL else group.capabilities.get(label.capability)
-    first, second = (None, None) if grades is None else (grades[label.first], grades[label.second])
-    if first is None or second is None:
+    if grades is None or (first := grades[label.first]) is None or (second := grades[label.second]) is None:
         return None
     return Outcome.TIE if first == second else Outcome.FIRST if first > second else Outcome.SECOND
 
@@ -136,8 +134,8 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLab
         agreement_one=_share(_agrees(said, theirs) for theirs, said in single),
         agreement_both=_share(_agrees(row.label.given, row.people) for row in ordered if row.label.consistent),
         agreement_mean=_share(_agrees(likelier(mean), theirs) for theirs, mean in means),
-        kappa_one=_finite(kappa(_table((row, said) for row in rows for said, _ in row.verdicts))),
-        kappa_both=_finite(kappa(_table((row, row.label.given) for row in kept))),
+        kappa_one=_kappa((row, said) for row in rows for said, _ in row.verdicts),
+        kappa_both=_kappa((row, row.label.given) for row in kept),
         kappa_interval=_interval(kept),
         prompt_tokens=sum(row.label.prompt_tokens for row in rows),
         completion_tokens=sum(row.label.completion_tokens for row in rows),
@@ -162,12 +160,10 @@ def _longer(rows: Sequence[_ComparedLabel], preference: Callable[[_ComparedLabel
     """Return the share of pairs of unequal length on which the longer response is preferred."""
     longer_wins = []
     for row in rows:
-        p = preference(row)
-        if row.group is None or p is None or p == 0.5:
-            continue
-        lengths = [len(row.group.responses[i]) for i in (row.label.first, row.label.second)]
-        if lengths[0] != lengths[1]:
-            longer_wins.append((p > 0.5) == (lengths[0] > lengths[1]))
+        if row.group is not None and (p := preference(row)) not in (None, 0.5):
+            first, second = (len(row.group.responses[i]) for i in (row.label.first, row.label.second))
+            if first != second:
+                longer_wins.append((p > 0.5) == (first > second))
     return _share(longer_wins)
 
 
@@ -191,8 +187,13 @@ def _table(pairs: Iterable[tuple[_ComparedLabel, Outcome]]) -> Array:
     return table
 
 
+def _kappa(pairs: Iterable[tuple[_ComparedLabel, Outcome]]) -> float | None:
+    value = float(kappa(_table(pairs)))
+    return value if np.isfinite(value) else None
+
+
 def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
-    """Return the bootstrap interval over prompts, because the pairs of one prompt are not independent."""
+    # The bootstrap is over prompts, because the pairs of one prompt are not independent.
     by_prompt: dict[str, list[_ComparedLabel]] = defaultdict(list)
     for row in rows:
         if row.group is not None:
@@ -205,10 +206,6 @@ def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
     kappas = kappas[np.isfinite(kappas)]
     low, high = interval(kappas).tolist() if len(kappas) else (0.0, 0.0)
     return (low, high) if low < high else None
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 # --- several judges ------------------------------------------------------------------------------------------------
@@ -254,7 +251,13 @@ def _merge_capability(labels: Sequence[CapabilityLabel]) -> tuple[list[Capabilit
             votes[j, index, verdict] = 1
     posterior, confusion = dawid_skene(votes)
     accuracy = {judge: float((posterior.mean(0) * np.diag(confusion[j])).sum()) for j, judge in enumerate(verdicts)}
-    return [_label(item, posterior[i]) for i, item in enumerate(items) if votes[:, i].any()], accuracy
+    consensus = []
+    for item, voted, (first, second, tie) in zip(items, votes.any((0, 2)), posterior, strict=True):
+        if voted:
+            outcome, p = _ORDER[int(np.argmax((first, second, tie)))], float(first + tie / 2)
+            label = replace(item, judge="consensus", given=outcome, swapped=outcome, p_given=p, p_swapped=p)
+            consensus.append(replace(label, prompt_tokens=0.0, completion_tokens=0.0, cost=0.0))
+    return consensus, accuracy
 
 
 def dawid_skene(votes: Array) -> tuple[Array, Array]:
@@ -282,10 +285,3 @@ def dawid_skene(votes: Array) -> tuple[Array, Array]:
         if change < _TOLERANCE:
             break
     return posterior, confusion
-
-
-def _label(item: CapabilityLabel, posterior: Array) -> CapabilityLabel:
-    p = float(posterior[0] + posterior[2] / 2)
-    outcome = _ORDER[int(posterior.argmax())]
-    usage = {"prompt_tokens": 0.0, "completion_tokens": 0.0, "cost": 0.0}
-    return replace(item, judge="consensus", given=outcome, swapped=outcome, p_given=p, p_swapped=p, **usage)

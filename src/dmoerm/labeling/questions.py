@@ -57,8 +57,8 @@ class Endpoint:
     retries: int = 8
 
     def __post_init__(self) -> None:
-        for name in RESERVED_FIELDS:
-            if name in self.request_fields:
+        for name in self.request_fields:
+            if name in RESERVED_FIELDS:
                 raise ConfigError(f"the request field {name!r} cannot be set; dmoerm sets it")
 
     def request(self, messages: Any, capabilities: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A run that is started again, or next to another process with the same store, sen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,11 +60,7 @@ class RunStatistics:
         self.completion_tokens += answer.completion_tokens
         self.cost += answer.cost
         if answer.reason:
-            self.add_reason(answer.reason)
-
-    def add_reason(self, reason: str) -> None:
-        """Count the reason of a refusal or failure."""
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+            self.reasons[answer.reason] = self.reasons.get(answer.reason, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ async def ask_async(
     """
     if limits.max_cost is not None and any(token_limit(question.request) is None for question in questions):
         raise ConfigError("a budget requires a token limit in each request; set max_tokens or max_completion_tokens")
-    run = _LabelingRun(questions, client, store, limits, on_progress)
+    run = _LabelingRun(iter(questions), client, store, limits, on_progress)
     await asyncio.gather(*(run.work() for _ in range(limits.concurrency)))
     run.statistics.left += sum(1 for _ in run.remaining)
     if error := run.error or run.nothing_usable():
@@ -129,36 +125,39 @@ async def ask_async(
     return run.statistics
 
 
+@dataclass
 class _LabelingRun:
     """The state that the workers of a run share."""
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        client: JudgeClient,
-        store: AnswerStore,
-        limits: RunLimits,
-        on_progress: Callable[[RunStatistics], None],
-    ) -> None:
-        self.remaining = iter(questions)
-        self.client, self.store, self.limits, self.on_progress = client, store, limits, on_progress
-        self.statistics = RunStatistics()
-        self.error: LabelingError | None = None
-        self._budget_exhausted = self._any_usable = False
-        self._keys: set[str] = set()
-        self._reserved_cost = 0.0
-        self._unanswered_in_a_row = self._unusable_in_a_row = 0
-        self._unusable_groups: set[str] = set()
-        self._example = ""  # the last unusable answer, or the last error
+    remaining: Iterator[Question]
+    client: JudgeClient
+    store: AnswerStore
+    limits: RunLimits
+    on_progress: Callable[[RunStatistics], None]
+    statistics: RunStatistics = field(default_factory=RunStatistics)
+    error: LabelingError | None = None
+    _budget_exhausted: bool = False
+    _any_usable: bool = False
+    _keys: set[str] = field(default_factory=set)
+    _reserved_cost: float = 0.0  # of the calls in flight
+    _unanswered_in_a_row: int = 0
+    _unusable_in_a_row: int = 0
+    _unusable_groups: set[str] = field(default_factory=set)
+    _example: str = ""  # the last unusable answer, or the last error
 
     async def work(self) -> None:
         """Send one question after another until none remains or the run has ended."""
         while self.error is None and not self._budget_exhausted and (question := next(self.remaining, None)):
-            if self._may_send(question):
-                await self._send(question)
+            cost = estimate_cost(question, self.client.endpoint)[2]
+            if self._may_send(question, cost):
+                self._reserved_cost += cost
+                try:
+                    await self._send(question)
+                finally:
+                    self._reserved_cost -= cost
             self.on_progress(self.statistics)
 
-    def _may_send(self, question: Question) -> bool:
+    def _may_send(self, question: Question, cost: float) -> bool:
         """Claim a question. Return False, and count it, if it must not be sent."""
         key, statistics = question.key, self.statistics
         answer = None if key in self._keys else self.store.get(key)
@@ -169,7 +168,7 @@ class _LabelingRun:
                 self._example = _description(answer)
             return False
         self._keys.add(key)
-        cost, budget = estimate_cost(question, self.client.endpoint)[2], self.limits.max_cost
+        budget = self.limits.max_cost
         if budget is not None and statistics.cost + self._reserved_cost + cost > budget:
             self._budget_exhausted = True
             statistics.left += 1
@@ -180,32 +179,24 @@ class _LabelingRun:
         return True
 
     async def _send(self, question: Question) -> None:
-        cost, endpoint = estimate_cost(question, self.client.endpoint)[2], self.client.endpoint
-        self._reserved_cost += cost
         try:
             answer = await self.client.ask(question.request)
         except LabelingError as error:
             self.store.release(question.key)
             self.statistics.unanswered += 1
             self.error = error
-        else:
-            if answer.status == "unanswered":
-                self.store.release(question.key)
-                self._count_unanswered(answer.reason or "")
-            else:
-                messages = question.request["messages"]
-                self.store.put(question.key, endpoint.model, question.description, messages, answer)
-                self._count_answered(question, answer)
-        finally:
-            self._reserved_cost -= cost
-
-    def _count_unanswered(self, reason: str) -> None:
-        self.statistics.unanswered += 1
-        self.statistics.add_reason(reason)
-        self._example = reason
+            return
+        if answer.status != "unanswered":
+            model, messages = self.client.endpoint.model, question.request["messages"]
+            self.store.put(question.key, model, question.description, messages, answer)
+            self._count_answered(question, answer)
+            return
+        self.store.release(question.key)
+        self.statistics.add(answer)
+        self._example = answer.reason or ""
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row == _MAX_UNANSWERED:
-            self.error = LabelingError(f"{_MAX_UNANSWERED} calls in a row have no answer; the last: {reason}")
+            self.error = LabelingError(f"{_MAX_UNANSWERED} calls in a row have no answer; the last: {self._example}")
 
     def _count_answered(self, question: Question, answer: JudgeAnswer) -> None:
         self.statistics.add(answer)

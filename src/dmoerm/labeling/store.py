@@ -106,7 +106,6 @@ class AnswerStore:
             self._run("DELETE FROM claims WHERE key = ?", (key,))
 
     def release(self, key: str) -> None:
-        """Release a claim without an answer."""
         self._run("DELETE FROM claims WHERE key = ?", (key,))
 
     def calls(self) -> Iterator[tuple[str, str, dict[str, Any], JudgeAnswer]]:
@@ -125,7 +124,6 @@ def _answer(row: Sequence[Any]) -> JudgeAnswer:
 
 
 def _alive(owner: str, since: float, now: float) -> bool:
-    """Return whether a claim is still valid."""
     host, _, process = owner.rpartition("/")
     if host != socket.gethostname():
         return abs(now - since) <= _STALE
