@@ -105,6 +105,6 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
 
 
 def test_blocks_without_contents_are_left_out() -> None:
-    empty = [Table("t", ["a"], []), Plots("p", {}), Code(""), Fold("f", ["text", Table("t", ["a"], [])])]
+    empty = [Table("t", ["a"], []), Plots("p", {}), Fold("f", ["text", Table("t", ["a"], [])])]
     section = make_section("title", ["", "lead"], [("empty", ["text", *empty]), ("full", ["text", *empty, Code("x")])])
     assert section == Section("title", ["lead"], [("full", ["text", Code("x")])])

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -41,7 +40,7 @@ def write_card(model_dir: str | Path, results: Results) -> None:
 def card(results: Results, tasks: Mapping[str, Sequence[str]]) -> str:
     """Return the card's text. `tasks`: task → its capabilities."""
     environment = template_environment(autoescape=False, finalize=escape_markdown)
-    environment.filters |= {"file_name": _file_name, "code": _code_span}
+    environment.filters |= {"file_name": _file_name, "code": lambda text: Markup("`" + text.replace("`", "'") + "`")}
     columns = [*results.accuracy.values(), *results.paired.values()]
     sizes = {name: estimate.pairs for name, estimate in next(iter(results.accuracy.values())).items()}
     return environment.get_template("card.md").render(
@@ -50,7 +49,7 @@ def card(results: Results, tasks: Mapping[str, Sequence[str]]) -> str:
         header=[*results.accuracy, *results.paired],
         rows=[(name, pairs, [column[name].percent for column in columns]) for name, pairs in sizes.items()],
         config=results.config,
-        data=results.config and _data(results.config["data"]),
+        data=results.config and (", ".join(map(_file_name, results.config["data"]["files"])) or "not named"),
         bases=_BASES,
     )
 
@@ -60,16 +59,6 @@ def escape_markdown(value: object) -> object:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return _SPECIAL.sub(r"\\\1", " ".join(value.split("\n")))
-
-
-def _code_span(text: str) -> Markup:
-    """Return text as a Markdown code span, in which only a backtick has a meaning."""
-    return Markup("`" + text.replace("`", "'") + "`")
-
-
-def _data(data: Mapping[str, Any]) -> str:
-    files = [_file_name(file) for file in data["files"]]
-    return ", ".join(files) or "not named"
 
 
 def _file_name(path: str) -> str:

@@ -64,7 +64,6 @@ class Table:
 
     @property
     def numeric(self) -> set[int]:
-        """The columns that hold numbers."""
         return {i for row in self.rows for i, entry in enumerate(row) if isinstance(entry, Number)}
 
     def __bool__(self) -> bool:
@@ -94,9 +93,6 @@ class Code:
 
     kind: ClassVar = "code"
     text: str
-
-    def __bool__(self) -> bool:
-        return bool(self.text)
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,6 @@ def make_section(title: str, lead: Iterable[str], blocks: Iterable[tuple[str, It
 
 
 def render_page(section: Section) -> str:
-    """Render the whole page: its title, a table of contents and the blocks."""
     environment = template_environment(autoescape=True)
     environment.filters |= {"data_url": _data_url, "heat": heat_color}
     return environment.get_template("page.html").render(title=f"dmoerm: {section.title}", section=section)

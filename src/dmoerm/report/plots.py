@@ -91,8 +91,7 @@ def interval_plot(series: Sequence[Series], xlabel: str, mark: float | None = No
         mark: a value at which a line is drawn, such as chance level.
     """
     names = list(dict.fromkeys(name for entry in series for name in entry.estimates))
-    several = len(series) > 1
-    height = 0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * several
+    height = 0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * (len(series) > 1)
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots()
     offsets = np.linspace(-0.3, 0.3, len(series) + 2)[1:-1]
@@ -107,7 +106,7 @@ def interval_plot(series: Sequence[Series], xlabel: str, mark: float | None = No
         axes.axvline(mark, color="#333333", linewidth=0.8, linestyle=":")
     name_rows(axes, names)
     axes.set_xlabel(xlabel)
-    if several:
+    if len(series) > 1:
         handles = [
             Line2D([], [], color=e.color or "#444444", marker=_MARKERS[i % len(_MARKERS)], label=_shortened(e.label))
             for i, e in enumerate(series)

@@ -18,6 +18,7 @@ from ..evaluation.results import (
     LengthBias,
     Results,
     RouterResult,
+    ShownPair,
 )
 from ..names import folder_name
 from .page import Code, Content, Fold, MethodName, Number, Plots, Section, Table, TableRow, make_section
@@ -25,7 +26,6 @@ from .plots import Series, color_of, interval_plot, reliability_plot
 
 
 def run_section(results: Results) -> Section:
-    """Show what one run and its evaluation measured."""
     mean, difference = results.accuracy["dmoerm"]["mean"], results.paired["dmoerm - general"]["mean"]
     lead = (
         f"Mean accuracy over {len(results.tasks)} tasks: {in_words(mean)}. "
@@ -67,7 +67,6 @@ def numbers(record: Any, **specs: str) -> list[Number]:
 
 
 def in_words(estimate: Estimate | Difference) -> str:
-    """Format an estimate in percent with its interval; a difference is signed."""
     text = estimate_number(estimate)
     return f"{text.text} ({text.detail})"
 
@@ -130,7 +129,7 @@ def capability_contents(tasks: Mapping[str, Mapping[str, Estimate]]) -> Iterator
 
 
 def _weights(results: Results) -> Iterator[Content]:
-    """Show the aggregator's weights with the held-out accuracy of each score, where phase 3 chose them."""
+    # The aggregator's weights, with the held-out accuracy of each score, where phase 3 chose them.
     rows: list[TableRow] = []
     form = "soft/" if results.steps.get("routing", {}).get("soft") else ""
     for task in results.tasks:
@@ -174,18 +173,21 @@ def _routing(metrics: Mapping[str, float | None]) -> Iterator[Content]:
     """Show how the router's probabilities are used, and what else was tried."""
     if "loss/top1" not in metrics:
         return
-    temperature, weight = (
-        number(metrics[key], spec).text for key, spec in (("temperature", "g"), ("general_weight", ".0%"))
-    )
+    temperature, weight = number(metrics["temperature"], "g").text, number(metrics["general_weight"], ".0%").text
     heads = "fitted to all prompts by probability" if metrics["soft"] else "of the tasks' own prompts"
     yield (
         f"Chosen: temperature {temperature} (0: the most probable task alone), weight of the general model {weight}, "
         f"heads {heads}."
     )
-    names = {"": "chosen", "/top1": "the most probable task, its own heads before", "/general": "the general model"}
+    names = {
+        "": "chosen",
+        "/top1": "the most probable task, its own heads before",
+        "/general": "the general model",
+        "/given": "the task given",
+    }
     rows: list[TableRow] = [
         [label, number(metrics[f"loss{form}"], ".4f"), number(metrics[f"accuracy{form}"], ".1%")]
-        for form, label in (names | {"/given": "the task given"}).items()
+        for form, label in names.items()
     ]
     yield Table("Rewards of the training prompts, held out", ["rewards", "loss", "accuracy"], rows)
 
@@ -228,8 +230,7 @@ def _errors(errors: ErrorAnalysis) -> Iterator[Content]:
         scores = {"reward": pair.rewards, "uncertainty": pair.uncertainty, **pair.capabilities}
         rows = [[name, *(Number(f"{score:.2f}") for score in both)] for name, both in scores.items() if both]
         table = Table(f"Scores of group {pair.id}", ["score", "preferred by people", "preferred by dmoerm"], rows)
-        texts = {"Prompt": pair.prompt, "Preferred by people": pair.preferred, "Preferred by dmoerm": pair.other}
-        yield _texts(pair.task, pair.probability, texts, table)
+        yield _shown(pair, pair.task, ("people", "dmoerm"), table)
 
 
 def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
@@ -243,18 +244,13 @@ def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
         subject = label.task if label.capability is None else f"{label.task}, {label.capability}"
         row: TableRow = [label.task, label.capability or "overall", Number(f"{label.probability:.1%}")]
         table = Table(f"Label of group {label.id}", ["task", "label", "probability of the label"], [row])
-        texts = {
-            "Prompt": label.prompt,
-            "Preferred by the label": label.preferred,
-            "Preferred by the model": label.other,
-        }
-        yield _texts(subject, label.probability, texts, table)
+        yield _shown(label, subject, ("the label", "the model"), table)
 
 
-def _texts(subject: str, probability: float, texts: Mapping[str, str], table: Table) -> Fold:
-    prompt = texts["Prompt"]
-    shown = prompt if len(prompt) <= 80 else f"{prompt[:79]}…"
-    return Fold(f"{subject}: probability {probability:.1%}, {shown}", [*(f"{n}: {t}" for n, t in texts.items()), table])
+def _shown(pair: ShownPair, subject: str, sides: tuple[str, str], table: Table) -> Fold:
+    start = pair.prompt if len(pair.prompt) <= 80 else f"{pair.prompt[:79]}…"
+    texts = [f"Preferred by {side}: {text}" for side, text in zip(sides, (pair.preferred, pair.other), strict=True)]
+    return Fold(f"{subject}: probability {pair.probability:.1%}, {start}", [f"Prompt: {pair.prompt}", *texts, table])
 
 
 def _costs(results: Results) -> Table:
@@ -266,5 +262,5 @@ def _costs(results: Results) -> Table:
 
 def settings_contents(config: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[Content]:
     """Show the versions, and the resolved settings behind a fold."""
-    yield Table("Versions", ["package", "version"], [[name, version] for name, version in versions.items()])
+    yield Table("Versions", ["package", "version"], list(versions.items()))
     yield Fold("resolved settings", [Code(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))])
