@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from sample_results import example
 from tiny import tiny_groups
 
 from dmoerm.data.splits import load_splits
@@ -16,7 +16,6 @@ from dmoerm.evaluation import evaluate
 from dmoerm.evaluation.measure import split_overlap
 from dmoerm.model import DMoERM
 from dmoerm.model.training_prompts import PROMPTS_FILE, TrainingPrompts
-from dmoerm.report import report_html
 from dmoerm.schema import Group, Message
 
 QUIET = Console(quiet=True)
@@ -39,20 +38,20 @@ def test_groups_on_training_prompts_are_counted_and_left_out() -> None:
     assert "left out" in overlap.remark
 
 
-def test_they_can_be_included_and_the_title_says_so() -> None:
+@pytest.mark.parametrize(
+    ("known", "description", "remark"),
+    [
+        (TrainingPrompts.of(["How are you?"]), "prompts, 1 of which the model was trained on", "included: .*too high"),
+        (None, "prompts whose overlap with the training prompts is unknown", "It is not known"),
+    ],
+)
+def test_kept_prompts_are_not_called_held_out(known: TrainingPrompts | None, description: str, remark: str) -> None:
     groups = groups_of("How are you?", "Where?")
-    kept, overlap = split_overlap(groups, TrainingPrompts.of(["How are you?"]), include=True)
+    kept, overlap = split_overlap(groups, known, include=known is not None)
     assert kept == groups
-    assert (overlap.groups, overlap.included) == (1, True)
-    assert overlap.description == "prompts, 1 of which the model was trained on"
-
-
-def test_unknown_training_prompts_are_not_called_held_out() -> None:
-    groups = groups_of("How are you?")
-    kept, overlap = split_overlap(groups, None)
-    assert kept == groups
-    assert not overlap.known
-    assert "unknown" in overlap.description
+    assert (overlap.known, overlap.groups) == (known is not None, 0 if known is None else 1)
+    assert overlap.description == description
+    assert re.search(remark, overlap.remark or "")
 
 
 def test_nothing_left_is_an_error() -> None:
@@ -79,12 +78,6 @@ def test_evaluation_measures_held_out_prompts_alone(trained_run: Any) -> None:
     assert mixed.overlap.prompts == len(trained_run.model.training_prompts)
     everything = evaluate(trained_run.model, tiny_groups(), console=QUIET, include_trained=True)
     assert everything.accuracy["dmoerm"]["mean"].prompts > held_out.accuracy["dmoerm"]["mean"].prompts
-
-
-def test_the_report_says_what_was_measured() -> None:
-    page = report_html(example(overlap={"known": True, "groups": 3, "prompts": 2, "included": True}))
-    assert "Accuracy on prompts, 2 of which the model was trained on" in page
-    assert "accuracy on them is too high" in page
 
 
 @pytest.mark.parametrize("text", ["xyz\n", "0123456789abcdef", "0123456789ABCDEF\n"])

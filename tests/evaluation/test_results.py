@@ -57,12 +57,9 @@ def test_an_invalid_file_is_refused(tmp_path: Path, text: str, words: str) -> No
         read_results(path)
 
 
-def test_a_file_that_is_missing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json: cannot be read"):
         read_results(tmp_path / "none.json")
-
-
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_results(tmp_path / "file" / "results.json", example())
@@ -76,11 +73,8 @@ def test_seconds_are_summed_by_phase() -> None:
 @pytest.mark.parametrize(
     ("fallback", "words"),
     [
-        (1.0, "does not recognize 100.0% of 50 prompts: the general model scores them, and the mixture is never used."),
-        (
-            0.6,
-            "does not recognize 60.0% of 50 prompts: the general model scores them, and the mixture is used for 40.0%",
-        ),
+        (1.0, "100.0% of 50 prompts: the general model scores them, and the mixture is never used."),
+        (0.6, "60.0% of 50 prompts: the general model scores them, and the mixture is used for 40.0%"),
         (0.02, None),
         (None, None),
     ],

@@ -30,25 +30,16 @@ def test_both_orders_stand_side_by_side(tmp_path) -> None:
     assert {label.content for label in labels} == {content_digest(group) for group in data}
 
 
-def test_together_shares_the_cost(tmp_path) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_group_is_labeled_and_paid_once_even_if_the_data_have_it_twice(tmp_path, together) -> None:
     with FakeJudge() as server:
         where = endpoint(server)
-        questions = questions_on(groups(1), where, group_capabilities=True)
+        questions = questions_on([*groups(1), *groups(1)], where, group_capabilities=together)
         tally = ask(questions, where, tmp_path / "calls.sqlite")
         labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge/together")
     assert len(labels) == 5
     assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
     assert all(label.consistent and label.soft is not None for label in labels)
-
-
-def test_the_same_group_twice_is_labeled_and_paid_once(tmp_path) -> None:
-    with FakeJudge() as server:
-        where = endpoint(server)
-        questions = questions_on([*groups(1), *groups(1)], where)
-        tally = ask(questions, where, tmp_path / "calls.sqlite")
-        labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge")
-    assert len(labels) == 5
-    assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
 
 
 def test_what_has_no_answer_is_open_and_other_ends_are_kept(tmp_path) -> None:

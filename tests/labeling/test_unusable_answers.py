@@ -140,16 +140,8 @@ def test_request_fields_are_part_of_the_key_and_the_default_key_stays():
     """A reworded question would be paid for again."""
     key = "88c3164b952df8f6cfbab8338e3254e1ff906d87a6c6d0a276d1e470237b644b"
     assert questions_on(groups(1), Endpoint("http://x", "judge", retries=1, timeout=1))[0].key == key
-    changed = [
-        {"max_tokens": 100},
-        {"temperature": 0.5},
-        {"temperature": None},
-        {"top_k": 1},
-        {"top_k": 2},
-        {"max_completion_tokens": 40},
-        {"response_format": None},
-        {"logprobs": None},
-    ]
+    changed: list[dict[str, Any]] = [{"max_tokens": 100}, {"temperature": 0.5}, {"temperature": None}, {"top_k": 1}]
+    changed += [{"top_k": 2}, {"max_completion_tokens": 40}, {"response_format": None}, {"logprobs": None}]
     keys = [questions_on(groups(1), Endpoint("http://x", "judge", request_fields=f))[0].key for f in changed]
     assert len({key, *keys}) == len(changed) + 1
 

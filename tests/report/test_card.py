@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
+from sample_results import ESTIMATE, example
 
 from dmoerm.config import Config
 from dmoerm.errors import CheckpointError
@@ -54,28 +54,6 @@ def test_a_folder_without_a_model_gets_no_card(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a dmoerm checkpoint"):
         write_card(tmp_path, example())
     assert not list(tmp_path.iterdir())
-
-
-def test_derived_tasks_are_marked() -> None:
-    names = [*NAMES, "mean_human"]
-    measured = {method: dict.fromkeys(names, ESTIMATE) for method in ("general", "dmoerm")}
-    paired = {"dmoerm - general": dict.fromkeys(names, DIFFERENCE)}
-    text = card(example(derived_tasks=["chitchat"], accuracy=measured, paired=paired), TASKS)
-    assert "| chitchat \\* |" in text
-    assert "not given by people" in text
-
-
-def test_prompts_of_the_training_data_are_named() -> None:
-    overlap = {"known": True, "groups": 7, "prompts": 5, "included": True}
-    text = card(example(overlap=overlap), TASKS)
-    assert "human-ordered pairs on prompts, 5 of which the model was trained on that" in text
-
-
-def test_every_results_field_may_be_missing() -> None:
-    router = {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}}
-    text = card(example(router=router, length_bias={}), TASKS)
-    assert "router's most likely" not in text
-    assert "correlation" not in text
 
 
 def test_names_are_text_and_no_markup() -> None:
