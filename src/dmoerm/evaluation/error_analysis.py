@@ -56,8 +56,8 @@ def error_analysis(
 def _worst(scored: Sequence[ScoredGroup]) -> tuple[WrongPair, ...]:
     wrong: list[tuple[float, ScoredGroup, Pair]] = []
     for s in scored:
-        found = zip(probabilities(s, s.rewards["dmoerm"] / s.temperature), s.group.pairs(), strict=True)
-        wrong += [(probability, s, pair) for probability, pair in found if probability < 0.5]
+        judged_pairs = zip(probabilities(s, s.rewards["dmoerm"] / s.temperature), s.group.pairs(), strict=True)
+        wrong += [(probability, s, pair) for probability, pair in judged_pairs if probability < 0.5]
     wrong.sort(key=lambda entry: entry[0])
     return tuple(_wrong_pair(*entry) for entry in _first_of_prompts(wrong, lambda entry: entry[1].group))
 

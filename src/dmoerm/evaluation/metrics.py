@@ -307,12 +307,18 @@ def pooled(results: Sequence[CalibrationResult]) -> CalibrationResult:
 def _calibration(edges: Sequence[float] | np.ndarray, sums: np.ndarray) -> CalibrationResult:
     """Return the calibration from sums over the pairs of each bin, (bins, 3): of 1, of confidence and of accuracy."""
     bins = tuple(
-        Bin(low=low, high=high, pairs=int(n), confidence=sure / n if n else None, accuracy=right / n if n else None)
-        for low, high, (n, sure, right) in zip(edges, edges[1:], sums, strict=False)
+        Bin(
+            low=low,
+            high=high,
+            pairs=int(n),
+            confidence=confidence / n if n else None,
+            accuracy=right / n if n else None,
+        )
+        for low, high, (n, confidence, right) in zip(edges, edges[1:], sums, strict=False)
     )
-    total, sure, right = sums.T
+    total, confidence, right = sums.T
     return CalibrationResult(
-        ece=float(np.abs(right - sure).sum() / max(total.sum(), 1)), pairs=int(total.sum()), bins=bins
+        ece=float(np.abs(right - confidence).sum() / max(total.sum(), 1)), pairs=int(total.sum()), bins=bins
     )
 
 
