@@ -13,7 +13,8 @@ from dmoerm.model import attention as module
 from dmoerm.model.layers import Decoder, run, split_layers
 from dmoerm.model.packing import Outputs, Packed, Packing
 
-each_kind = pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+KINDS = ["llama", "qwen2", "qwen3", "mistral"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
 Waste = tuple[int, int] | None
 each_waste = pytest.mark.parametrize("waste", [None, (1, 0)], ids=["waste as set", "no waste"])
 

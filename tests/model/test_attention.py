@@ -21,6 +21,7 @@ from dmoerm.model.layers import Decoder, run, split_layers
 from dmoerm.model.packing import Outputs, Packing
 
 from .packing import (
+    KINDS,
     Waste,
     allowing,
     assert_close,
@@ -37,9 +38,6 @@ from .packing import (
 OUTPUTS = ["all", "responses", "last"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 each_output = pytest.mark.parametrize("outputs", OUTPUTS)
-
-
-# --- attention -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -258,26 +256,17 @@ def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
 # --- calls without packed tokens -----------------------------------------------------------------------------------
 
 
-@each_kind
+@pytest.mark.parametrize("kind", [*KINDS, "window"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
-def test_without_packing_attention_is_transformers(backbones: Callable[[str], str], kind: str, side: str) -> None:
-    assert_same_plain_calls(backbones(kind), side)
-
-
-@torch.no_grad()
-def test_without_packing_the_window_applies(tmp_path: Path) -> None:
-    assert_same_plain_calls(write_backbone(tmp_path / "mistral", "mistral", sliding_window=5), "right")
-
-
-def assert_same_plain_calls(path: str, side: str) -> None:
+def test_without_packing_attention_is_transformers(
+    backbones: Callable[[str], str], tmp_path: Path, kind: str, side: str
+) -> None:
+    windowed = kind == "window"
+    path = write_backbone(tmp_path / "mistral", "mistral", sliding_window=5) if windowed else backbones(kind)
     ids, mask = pad(sequences([9, 4, 13], 640))
     if side == "left":
         ids, mask = ids.flip(1), mask.flip(1)
-    states = [
-        AutoModel.from_pretrained(path, attn_implementation=name, dtype=torch.float32)
-        .eval()(input_ids=ids, attention_mask=mask.long())
-        .last_hidden_state
-        for name in ("sdpa", ATTENTION)
-    ]
+    models = [AutoModel.from_pretrained(path, attn_implementation=n, dtype=torch.float32) for n in ("sdpa", ATTENTION)]
+    states = [model.eval()(input_ids=ids, attention_mask=mask.long()).last_hidden_state for model in models]
     assert torch.equal(states[0][mask], states[1][mask])

@@ -17,7 +17,7 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import batches, chunks, pack_ids, pad
-from dmoerm.model.task_model import TaskModel
+from dmoerm.model.mixture import TaskModel
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score
 
@@ -215,9 +215,6 @@ def test_invalid_arguments_are_named(plain: DMoERM, arguments: Any, field: str |
         plain.score(*arguments)
     if field:
         assert caught.value.field == field
-
-
-# --- probabilities -------------------------------------------------------------------------------------------------
 
 
 # --- what Hugging Face code expects --------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dmoerm.evaluation.scoring_files import RowScorer, open_output
-from dmoerm.integrations.scoring import score_samples
 from dmoerm.schema import Query
 from dmoerm.scores import MIN_REWARD
 
@@ -80,10 +79,3 @@ def test_files_name_another_response_the_best(model: Any, tmp_path: Any) -> None
     with open_output(str(tmp_path / "rows.parquet"), best=True) as write:
         write(rows)
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="strict") == rows
-
-
-def test_the_trainers_integrations(model: Any) -> None:
-    scores = score_samples(model, [(None, "Hi!", text) for text in RESPONSES])
-    check([score.reward for score in scores])
-    assert score_samples(model, [(None, "Hi!", "")])[0].reward == MIN_REWARD
-    assert score_samples(model, []) == []

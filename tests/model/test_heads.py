@@ -44,14 +44,6 @@ def by_hand(states: Tensor, pooling: str) -> Tensor:
     return torch.cat(actual[pooling])
 
 
-def test_pooling_by_hand(pooled: Callable[..., Tensor]) -> None:
-    responses = [torch.tensor([[1.0, 0.0], [3.0, 2.0]]), torch.tensor([[4.0, 4.0], [5.0, 5.0], [6.0, 9.0]])]
-    inputs = pack([(torch.tensor([[99.0, 99.0]]), responses)])
-    assert pooled(inputs, "last").tolist() == [[3, 2], [6, 9]]
-    assert pooled(inputs, "mean").tolist() == [[2, 1], [5, 6]]
-    assert pooled(inputs, "both").tolist() == [[3, 2, 2, 1], [6, 9, 5, 6]]
-
-
 @each_pooling
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.model.attention import Buckets, RowGroup
+from dmoerm.model.attention import Buckets
 from dmoerm.model.packing import Packed, Packing, PaddedRows, means, pack
 
-from .packing import Waste, allowing, each_waste, parts, random_ids, texts
+from .packing import parts, random_ids, texts
 
 
 @st.composite
@@ -108,57 +108,6 @@ def test_unpad_undoes_pad(rows: list[list[int]], k: int) -> None:
     for i, row in enumerate(rows * k):
         assert torch.equal(padded[i, : len(row)], states[i // len(rows), row])
     assert torch.equal(rows_of_tokens.unpad(padded, k), states[:, [index for row in rows for index in row]])
-
-
-@each_waste
-@given(packing=packings(), k=st.integers(1, 3))
-def test_rows_restore_the_order_of_the_packing(waste: Waste, packing: Packing, k: int) -> None:
-    prompts, rest = torch.randn(k, packing.prompt_tokens, 2), torch.randn(k, sum(packing.responses), 2, 3)
-    ends = rest[:, packing.last - packing.prompt_tokens]
-    with allowing(waste):
-        buckets = packing.derived(Buckets)
-        for name, states in (("prompts", prompts), ("responses", rest), ("last", ends)):
-            groups, order = buckets.of(name)
-            joined = torch.cat([group.queries.unpad(group.queries.pad(states), k) for group in groups], 1)
-            assert torch.equal(joined if order is None else joined[:, order], states)
-
-
-@each_waste
-@given(packing=packings(), k=st.integers(1, 3))
-def test_each_query_attends_to_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
-    """Read from the mask: the tokens that the queries of each row see, and how many of them."""
-    inputs = numbered(packing)
-    whole, first = texts(inputs), packing.prompt_tokens
-    with allowing(waste):
-        buckets = packing.derived(Buckets)
-        for name, of in (("responses", inputs.tokens[first:]), ("last", packing.last)):
-            seen: dict[int, list[int]] = {}
-            for group in buckets.of(name)[0]:
-                visible = visible_keys(group, k)
-                keys, queries = group.keys.pad(inputs.tokens[None]), group.queries.pad(of[None])
-                for row, tokens in enumerate(queries.tolist()):
-                    for column, token in enumerate(tokens):
-                        seen.setdefault(token, keys[row, visible[row, column]].tolist())
-            expected = [text for text in whole if name == "responses"] or whole
-            for start, text in zip(packing.starts, expected, strict=True):
-                for end in range(start if name == "responses" else len(text) - 1, len(text)):
-                    assert seen[int(text[end])] == text[: end + 1].tolist()
-
-
-def visible_keys(group: RowGroup, k: int) -> Tensor:
-    """Return which keys each query sees (rows, R, S), the same for each of k experts."""
-    mask = group.mask(torch.float32, k)
-    assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
-    visible = (mask[:, 0] == 0).unflatten(0, (k, -1))
-    assert (visible == visible[0]).all()
-    return visible[0]
-
-
-def test_texts_of_different_lengths_are_in_different_groups() -> None:
-    """In a group with a long text, attention would pad many short texts to its length."""
-    packing = Packing([700, *[20] * 40], [60] * 41, range(41))
-    groups = packing.derived(Buckets).of("responses")[0]
-    assert [(group.keys.rows, group.keys.width) for group in groups] == [(40, 80), (1, 760)]
 
 
 # --- means ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import pytest
 
 from dmoerm.evaluation.scoring_files import RowScorer, open_output
 from dmoerm.schema import Query
-from dmoerm.scores import log_columns
 
 LONG = "because " * 60
 
@@ -63,8 +62,3 @@ def test_files_have_the_column(model: Any, tmp_path: Any) -> None:
     with open_output(str(tmp_path / "rows.parquet")) as write:
         write([row])
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["truncated"] == [False, True]
-
-
-def test_trainers_logs_have_the_column(model: Any) -> None:
-    columns = log_columns(model.score("Why?", ["No.", LONG]), model.config.tasks)
-    assert columns["truncated"] == [0.0, 1.0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,17 +11,11 @@ from tiny import tiny_groups
 from dmoerm.errors import DataError
 from dmoerm.evaluation.scoring_files import RowScorer
 from dmoerm.schema import Query
-from dmoerm.scores import MIN_REWARD, Score, unbound_reward
+from dmoerm.scores import MIN_REWARD, Score
 
 PROMPTS = ["How are you?", "I failed my exam.", "Which one is larger, 9.9 or 9.11?"]
 RESPONSES = [["Fine, and you?", "No."], ["Oh no, I am so sorry!", "", "The exam took place."], ["9.9", "x " * 40]]
 WEIGHTS = {"empathy": 3.0, "logic": -2.0, "proactivity": 1.0}
-FORMS: dict[str, dict[str, Any]] = {
-    "both": {},
-    "scores": {"phase3": {"inputs": "scores"}},
-    "embeddings": {"phase3": {"inputs": "embeddings"}},
-    "frozen heads": {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "head": {"hidden": 4}},
-}
 
 
 @pytest.fixture
@@ -38,22 +31,6 @@ def by_hand(score: Score, weights: dict[str, float]) -> float:
 
 def rewards(scores: Any) -> list[list[float]]:
     return [[score.reward for score in row] for row in scores]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_aggregator(tiny_model: Callable[..., Any], form: str) -> None:
-    model = tiny_model(**FORMS[form])
-    for task, names in model.config.tasks.items():
-        plain = model.score(PROMPTS[0], RESPONSES[0], task)
-        assert model.score(PROMPTS[0], RESPONSES[0], task, weights=dict.fromkeys(names, 1)) == plain
-        for name in names:
-            weighted = model.score(PROMPTS[0], RESPONSES[0], task, weights={name: 4})
-            difference = plain[0].capabilities[name] - plain[1].capabilities[name]
-            margins = [unbound_reward(a.reward) - unbound_reward(b.reward) for a, b in (weighted, plain)]
-            gain = margins[0] - margins[1]
-            assert difference != 0
-            assert gain == pytest.approx(3 * difference / len(names), abs=1e-6)
-            assert [replace(score, reward=0.0) for score in weighted] == [replace(score, reward=0.0) for score in plain]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -79,13 +56,6 @@ def test_an_empty_response_stays_below_all_others(model: Any) -> None:
             scores = model.score(PROMPTS[1], RESPONSES[1], task, weights=dict.fromkeys(names, weight))
             assert scores[1].reward == MIN_REWARD
             assert min(scores[0].reward, scores[2].reward) > MIN_REWARD
-
-
-def test_the_general_model_ignores_weights(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model(router={"threshold": 1.0})
-    plain = model.score(PROMPTS, RESPONSES)
-    assert {score.task for row in plain for score in row} == {None}
-    assert rewards(model.score(PROMPTS, RESPONSES, weights=WEIGHTS)) == rewards(plain)
 
 
 def test_a_weight_of_another_task_is_an_error_only_if_all_tasks_are_given(model: Any) -> None:
@@ -126,21 +96,3 @@ def test_files_check_the_weights_first_and_do_not_mind_the_rows_tasks(
     for scorer in (RowScorer(model, weights={"wit": 3}), RowScorer(model, task="chitchat", weights={"logic": 3})):
         with pytest.raises(DataError, match="has no such capability"):
             scorer.rows(queries, on_bad=lambda error: pytest.fail("a row is skipped for the weights"))
-
-
-# --- risk ----------------------------------------------------------------------------------------------------------
-
-
-def test_files_with_a_risk(model: Any) -> None:
-    queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(2)]
-    plain = model.score_queries(queries, weights=WEIGHTS)
-    scored = list(RowScorer(model, weights=WEIGHTS, risk=0.5, best=True).rows(queries))
-    for row, scores in zip(scored, plain, strict=True):
-        assert row["rewards"] == [score.with_risk(0.5).reward for score in scores]
-        assert row["uncertainty"] == [score.uncertainty for score in scores]
-        assert row["rewards"][row["best"]] == max(row["rewards"])
-
-
-def test_an_invalid_risk_ends_a_file_before_its_first_row(model: Any) -> None:
-    with pytest.raises(DataError, match=r"risk: is not a finite number ≥ 0 \(got -1\)"):
-        RowScorer(model, risk=-1).rows([], on_bad=lambda error: pytest.fail("a row is skipped for the risk"))

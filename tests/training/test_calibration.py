@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm.chat.encoding import Encoded
+from dmoerm.model.mixture import Calibration
 from dmoerm.model.router import Routing
-from dmoerm.model.task_model import Calibration
 from dmoerm.schema import Group, Pair
 from dmoerm.training import routing
 from dmoerm.training.batches import PreferenceExample, labeled

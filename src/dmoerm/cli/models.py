@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..io.paths import model_folder
 from ..model import DMoERM
 from ..model.loading import prepare_kernels
-from ..model.survey import Survey, survey
+from ..model.memory import Survey, survey
 from ..model.tensor_parallel import follow, lead, parallelize
 from ..training.processes import device, rank
 from .options import Overrides

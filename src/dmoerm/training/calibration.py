@@ -25,7 +25,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from ..model.heads import BranchScorer, HeadPosterior, Posterior
-from ..model.task_model import Calibration
+from ..model.mixture import Calibration
 from .batches import PreferenceExample
 from .embedding import base_embeddings, sample
 from .exact_solver import laplace, linear_pairs

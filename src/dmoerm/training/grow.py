@@ -37,7 +37,7 @@ from ..model.heads import HeadPosterior
 from ..model.integrity import SUMS
 from ..model.layers import split_layers
 from ..model.loading import default_device
-from ..model.task_model import TaskModel
+from ..model.mixture import TaskModel
 from ..model.training_prompts import TrainingPrompts
 from ..names import check_name
 from .exact_solver import FOLDS

@@ -12,7 +12,7 @@ from tiny import make_exact_config, make_model
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.task_model import TaskModel
+from dmoerm.model.mixture import TaskModel
 
 QUERIES = [Encoded([1, 4, 5, 9], [[6, 2], [7, 8, 11, 2], [12, 2]])]
 
