@@ -51,9 +51,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
     Raises:
         BackboneError: the model does not exist, is not supported, or gives another result after the split.
     """
-    path = backbone_folder(config.path)
-    with readable(path):
-        full = AutoConfig.from_pretrained(path)
+    with described(config) as (path, full):
         check_config(full)
         check_reward_head(config, full)
         text = text_config(full)
@@ -118,9 +116,7 @@ def text_model(composite: Any) -> Decoder:
 
 def check_backbone(config: BackboneConfig) -> None:
     """Raise `BackboneError` if the backbone does not exist or is not supported; its weights are not read."""
-    path = backbone_folder(config.path)
-    with readable(path):
-        full = AutoConfig.from_pretrained(path)
+    with described(config) as (_, full):
         check_config(full)
         check_reward_head(config, full)
         resolve_branch_layer(config, text_config(full))
@@ -132,18 +128,18 @@ def branch_without_weights(config: BackboneConfig) -> Decoder:
     Raises:
         BackboneError: the backbone has no readable configuration, or the settings do not fit it.
     """
-    path = backbone_folder(config.path)
-    with readable(path):
-        text = text_config(AutoConfig.from_pretrained(path))
+    with described(config) as (_, full):
+        text = text_config(full)
         whole = empty_part(text, resolve_num_layers(config, text))
     return split_layers(whole, resolve_branch_layer(config, text))[1]
 
 
 @contextlib.contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Convert the exceptions of transformers for an unreadable folder or hub name into a `BackboneError`."""
+def described(config: BackboneConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the backbone's path and configuration. Exceptions of transformers in the block become `BackboneError`s."""
+    path = backbone_folder(config.path)
     try:
-        yield
+        yield path, AutoConfig.from_pretrained(path)
     except BackboneError:
         raise
     except (ImportError, *_BAD_VALUES) as error:  # ImportError: an image model of another package, as in Gemma 3n

@@ -119,12 +119,22 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
 
 
 def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
-    model = _empty_model(folder, model_class)
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):  # weights take no memory until they are read
+            model = model_class(config)
+    except Exception as error:  # transformers raises many kinds for invalid backbone settings
+        reason = f"is not a valid configuration: {shorten(str(error))}"
+        raise CheckpointError(f"{folder / 'config.json'}: {reason}") from None
     _fill(model, folder / "model.safetensors", small=True)
     for name, part in _parts(model):
         _fill(part, folder / name)
     if options.quantization != "none":
-        _quantize(model, options)
+        if not config.shared_branch or config.router_kind == "own":
+            raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
+        convert(model, options.dtype)
+        quantized: Any = (model.trunk, model.general.branch)
+        quantize(quantized, options.quantization, options.device or torch.device("cpu"))
     for task in model.config.tasks:
         _read_experts(model, folder, task)
     values = (*model.named_parameters(), *model.named_buffers())
@@ -143,18 +153,6 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     return with_tokenizer(model, tokenizer).eval()
 
 
-def _empty_model(folder: Path, model_class: type[ModelT]) -> ModelT:
-    """Build the model that config.json describes, on the meta device: weights take no memory until they are read."""
-    config = read_config(folder)
-    try:
-        with torch.device("meta"):
-            return model_class(config)
-    except Exception as error:  # transformers raises many kinds for invalid backbone settings
-        raise CheckpointError(
-            f"{folder / 'config.json'}: is not a valid configuration: {shorten(str(error))}"
-        ) from None
-
-
 def _fill(module: nn.Module, file: Path, *, small: bool = False) -> None:
     """Set a module's weights to those of a file; `small`: all but the large parts, see `small_state`."""
     state = read_tensors(file, aligned=small)
@@ -165,14 +163,6 @@ def _fill(module: nn.Module, file: Path, *, small: bool = False) -> None:
         module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
-
-
-def _quantize(model: Mixture, options: LoadOptions) -> None:
-    if not model.config.shared_branch or model.config.router_kind == "own":
-        raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
-    convert(model, options.dtype)
-    parts: Any = (model.trunk, model.general.branch)
-    quantize(parts, options.quantization, options.device or torch.device("cpu"))
 
 
 def _read_experts(model: Mixture, folder: Path, task: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, PretrainedConfig
@@ -34,6 +34,8 @@ _TITLE = "## Changes after training"
 _SECTION = re.compile(rf"{_TITLE}\n.*?(?=^## |\Z)", re.S | re.M)
 _NEXT = "## Use\n"
 _LABEL = "REWARD"  # the label of a score in Hugging Face's pipelines
+# The fields that a stored configuration must have, in a new one.
+_NEW: dict[str, Any] = {"format_version": FORMAT_VERSION, "backbone": {}, "branch_layer": 0, "tasks": {}}
 
 
 def now() -> str:
@@ -76,6 +78,8 @@ class ModelChange(BaseModel):
 class DMoERMConfig(PretrainedConfig):
     """The architecture and settings of a DMoERM.
 
+    `_StoredConfig` has the types and defaults; fields that are models there are dicts here.
+
     Attributes:
         format_version: `FORMAT_VERSION` of the release that wrote the checkpoint.
         backbone: the backbone's own configuration as a dict, with the number of layers used.
@@ -91,35 +95,32 @@ class DMoERMConfig(PretrainedConfig):
 
     model_type = "dmoerm"
 
-    def __init__(
-        self,
-        backbone: dict[str, Any] | None = None,
-        branch_layer: int = 0,
-        tasks: Mapping[str, Sequence[str]] | None = None,
-        shared_branch: bool = False,
-        router_kind: str = "trunk",
-        threshold: float = 0.5,
-        routing: dict[str, Any] | None = None,
-        encoding: dict[str, Any] | None = None,
-        head: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-        aggregator: dict[str, Any] | None = None,
-        pad_token_id: int | None = None,
-        history: Sequence[Mapping[str, Any]] = (),
-        format_version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.format_version = format_version
-        self.backbone, self.branch_layer = backbone or {}, branch_layer
+    if TYPE_CHECKING:  # transformers would make dataclass fields of them
+        format_version: int
+        branch_layer: int
+        tasks: dict[str, list[str]]
+        shared_branch: bool
+        router_kind: str
+        threshold: float
+        backbone: dict[str, Any]
+        routing: dict[str, Any]
+        encoding: dict[str, Any]
+        head: dict[str, Any]
+        lora: dict[str, Any]
+        aggregator: dict[str, Any]
+        history: list[dict[str, Any]]
+
+    def __init__(self, **settings: Any) -> None:
+        given = {name: settings.pop(name, None) for name in _StoredConfig.model_fields}
+        given = _NEW | {name: value for name, value in given.items() if value is not None}
+        for name, value in _StoredConfig.model_construct(**given):
+            setattr(self, name, copy.deepcopy(value))
         # sorted, because config.json is written with sorted keys and the order is that of the router's outputs
-        self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
-        self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
-        self.routing = Routing(**(routing or {})).model_dump()
-        self.encoding, self.head = encoding or {}, head or {}
-        self.lora, self.aggregator = lora or {}, aggregator or {}
-        self.pad_token_id, self.history = pad_token_id, [dict(change) for change in history]
-        kwargs = {"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | kwargs
-        super().__init__(**kwargs)
+        self.tasks = {task: list(capabilities) for task, capabilities in sorted(self.tasks.items())}
+        self.routing = Routing.model_validate(self.routing).model_dump()
+        self.history = [dict(change) for change in self.history]
+        self.pad_token_id = settings.pop("pad_token_id", None)
+        super().__init__(**{"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | settings)
 
     @property
     def backbone_config(self) -> PretrainedConfig:

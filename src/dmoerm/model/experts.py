@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +226,19 @@ _ADAPTER_FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."
 
 def write_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> None:
     """Write the adapter of one expert into a new folder."""
-    _adapter_config(experts, first_layer).save_pretrained(str(folder))
+    # imported here for the same reason as in `lora_targets`
+    from peft import LoraConfig, TaskType
+
+    config = LoraConfig(
+        r=experts.config.rank,
+        lora_alpha=experts.config.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=experts.config.dropout,
+        task_type=TaskType.FEATURE_EXTRACTION,
+        inference_mode=True,
+    )
+    # not an argument above: PEFT would make it a set, whose order differs between processes
+    config.target_modules = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]  # pyright: ignore
+    config.save_pretrained(str(folder))
     write_tensors(_state(experts, index, first_layer), folder / _ADAPTER_FILE)
 
 
@@ -254,23 +265,6 @@ def _state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
         state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
         state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
     return state
-
-
-def _adapter_config(experts: Experts, first_layer: int) -> Any:
-    from peft import LoraConfig, TaskType
-
-    config: LoRAConfig = experts.config
-    names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
-    adapter_config = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=config.dropout,
-        task_type=TaskType.FEATURE_EXTRACTION,
-        inference_mode=True,
-    )
-    # not an argument above: PEFT would make it a set, whose order differs between processes
-    adapter_config.target_modules = names
-    return adapter_config
 
 
 def _renumber(name: str, first_layer: int) -> str:

@@ -65,13 +65,13 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         if file.exists() and not file.is_file():
-            raise CheckpointError(f"{file}: is not a regular file")
+            raise ValueError("it is not a regular file")
         _check_size(file)
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise ValueError("it does not contain a JSON object")
     except (ValueError, OSError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError):  # of the size
             raise
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
     return content

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig
 
 from ..config import BackboneConfig, LoRAConfig
 from ..errors import BackboneError
 from .backbone import (
-    backbone_folder,
     check_reward_head,
+    described,
     has_reward_head,
-    readable,
     resolve_branch_layer,
     resolve_dtype,
     resolve_num_layers,
@@ -218,24 +216,20 @@ def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
     Raises:
         BackboneError: the backbone has no readable configuration, or the settings do not fit it.
     """
-    path = backbone_folder(config.path)
-    with readable(path):
-        full = AutoConfig.from_pretrained(path)
-    text = text_config(full)
-    kind, composite = text.model_type, full.model_type if text is not full else None
-    if refusal := refused_reason(full):
-        return Survey(kind, composite, "refused", refusal)
-    with readable(path):
+    with described(config) as (_, full):
+        text = text_config(full)
+        kind, composite = text.model_type, full.model_type if text is not full else None
+        if refusal := refused_reason(full):
+            return Survey(kind, composite, "refused", refusal)
         check_reward_head(config, full)
-    layers, layer = resolve_num_layers(config, text), resolve_branch_layer(config, text)
+        layers, layer = resolve_num_layers(config, text), resolve_branch_layer(config, text)
+        whole = empty_part(text, layers)
     reason, dtype = unpacked_reason(text), resolve_dtype(config.dtype)
     if config.quantization != "none" and layer == 0:  # training refuses it too, since the router is then trained
         raise BackboneError(
             f"backbone.quantization is {config.quantization}, which needs router.kind: trunk, but there is no trunk"
             f"{': ' + reason if reason else ', since branch_layer is 0'}; set backbone.quantization to none"
         )
-    with readable(path):
-        whole = empty_part(text, layers)
     linear = sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear)
     trunk, branch = (sum(p.numel() for p in part.parameters()) if part else 0 for part in split_layers(whole, layer))
     shape = BackboneShape.of(text)
