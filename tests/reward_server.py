@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from dmoerm.schema import Query
 from dmoerm.scores import MIN_REWARD, Score
 
 TASKS = {"chitchat": ["empathy", "proactivity"], "objective_qa": ["correctness", "logic"]}
@@ -33,6 +35,23 @@ def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
     letters = float(response.lower().count("t"))
     first, second = TASKS[task]
     return Score(letters, task, route, {first: letters / 2, second: len(response) / 100}, 0.5, 1.5)
+
+
+class ByRule:
+    """A scorer with the server's rule except for `changes`, which records the queries."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.queries: list[Query] = []
+        self.changes = changes
+
+    def score_queries(self, queries: list[Query]) -> list[list[Score]]:
+        self.queries += queries
+        return [[self._scored(query, text) for text in query.responses] for query in queries]
+
+    def _scored(self, query: Query, text: str) -> Score:
+        prompt = query.prompt if isinstance(query.prompt, str) else query.prompt[-1].content
+        score = score_by_rule(prompt, text, query.task)
+        return score if score.empty else replace(score, **self.changes)
 
 
 def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

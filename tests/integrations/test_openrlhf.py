@@ -10,7 +10,6 @@ import torch
 from dmoerm.chat import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
-from dmoerm.scores import MIN_REWARD
 
 
 @pytest.fixture
@@ -64,13 +63,6 @@ def test_single_queries_have_the_same_columns(loaded):
         assert all(value.item() is not None for value in actual["extra_logs"].values())
         names.add(tuple(actual["extra_logs"]))
     assert len(names) == 1
-
-
-def test_an_empty_response_has_the_lowest_reward(loaded):
-    prompt = CHATML.format("Hello.")
-    actual = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
-    assert actual["rewards"][0] == MIN_REWARD < actual["rewards"][1]
-    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [MIN_REWARD]
 
 
 def test_invalid_calls_are_errors(loaded, monkeypatch):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from reward_server import TASKS, score_by_rule
+from reward_server import TASKS, ByRule
 
 from dmoerm.errors import CheckpointError, ConfigError, DataError
 from dmoerm.integrations import scoring
@@ -18,17 +18,6 @@ from dmoerm.model import DMoERM
 from dmoerm.schema import Message, Query
 
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi!"}]}]
-
-
-class ByRule:
-    """Scores like the tests' server, and records the queries."""
-
-    def __init__(self):
-        self.queries = []
-
-    def score_queries(self, queries):
-        self.queries += queries
-        return [[score_by_rule(q.prompt, text, q.task) for text in q.responses] for q in queries]
 
 
 def test_a_prompt_is_scored_once():

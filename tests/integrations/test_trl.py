@@ -8,13 +8,12 @@ import math
 import pickle
 import shutil
 from collections import defaultdict
-from dataclasses import replace
 
 import httpx2
 import pytest
 import torch
 from datasets import Dataset
-from reward_server import respond, score_by_rule
+from reward_server import ByRule, respond
 from tiny_policy import write_random_policy
 
 from dmoerm import Client
@@ -37,22 +36,6 @@ class Logged:
         more = {"log_metric": lambda name, value: self.metrics[name].append(value), "log_extra": self.extra.__setitem__}
         fixed = {"completion_ids": [[1]] * len(prompts), "trainer_state": None}
         return function(prompts=prompts, completions=completions, **fixed, **more, **columns)
-
-
-class ByRule:
-    """Scores like the tests' server except for `changes`, and records the queries."""
-
-    def __init__(self, **changes):
-        self.queries, self.changes = [], changes
-
-    def score_queries(self, queries):
-        self.queries += queries
-        return [[self.scored(query, text) for text in query.responses] for query in queries]
-
-    def scored(self, query, text):
-        prompt = query.prompt if isinstance(query.prompt, str) else query.prompt[-1].content
-        score = score_by_rule(prompt, text, query.task)
-        return score if score.empty else replace(score, **self.changes)
 
 
 def test_texts_and_messages_are_scored_once_per_prompt():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.verl import compute_reward, compute_score, compute_score_async, compute_score_batch
+from dmoerm.integrations.verl import compute_score, compute_score_async, compute_score_batch
 from dmoerm.scores import MIN_REWARD
 
 TURNS = [{"role": "user", "content": "What is the capital of France?"}]
@@ -45,22 +45,6 @@ def test_rewards_equal_the_models(trained_run, folder, monkeypatch):
     for index, score in enumerate(expected):
         for name, value in score.capabilities.items():
             assert actual[f"{score.task}/{name}"][index] == pytest.approx(value, abs=1e-4)
-
-
-def test_single_calls_give_the_same_rewards(folder):
-    prompts = [TURNS, "Hello.", "Hello."]
-    together = batch(prompts, TEXTS, reward_model=folder)
-    for prompt, text, expected in zip(prompts, TEXTS, together, strict=True):
-        call = {"data_source": "any", "solution_str": text, "ground_truth": None, "reward_router_address": None}
-        actual = compute_score(**call, extra_info={"prompt": prompt, "index": 3}, reward_model=folder)
-        assert actual == pytest.approx(expected, abs=1e-4)
-
-
-def test_managers_that_accept_no_dict_get_a_number(folder):
-    """verl's legacy manager `prime` (1dda039b9) passes positions; of a dict it would read `result[0]`, and score 0."""
-    result = compute_reward("any", TEXTS[0], None, {"prompt": TURNS}, reward_model=folder)
-    assert isinstance(result, int | float | bool)
-    assert result == pytest.approx(batch([TURNS], TEXTS[:1], reward_model=folder)[0]["score"], abs=1e-4)
 
 
 def test_a_server_and_a_task_of_the_data(reward_server):

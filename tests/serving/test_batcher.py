@@ -17,10 +17,10 @@ from dmoerm.errors import DataError, ServerError
 from dmoerm.model.router import Known
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.answers import Refusal
 from dmoerm.serving.batcher import Batcher
 from dmoerm.serving.monitoring import REQUEST_ID, Metrics
 from dmoerm.serving.queue import QueuedPart, QueuedRequest, WaitingLine
+from dmoerm.serving.settings import Refusal
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
 

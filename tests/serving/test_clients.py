@@ -23,7 +23,6 @@ import requests
 from huggingface_hub import InferenceClient
 from running import served
 
-from dmoerm.scores import MIN_REWARD
 from dmoerm.serving import ServingConfig, create_app
 
 PROMPT = "I failed my exam."
@@ -228,16 +227,6 @@ def test_openrlhfs_logs(http: httpx2.Client, know: SimpleNamespace, trained_run:
         assert http.post(f"/get_reward?{query}", json={"query": know.talks}).status_code == 422
 
 
-def test_an_empty_response_has_the_lowest_reward_in_every_protocol(http: httpx2.Client, know: SimpleNamespace) -> None:
-    empty = f"{know.start}<|im_end|>"
-    for path, body, read in (
-        ("/get_reward", {"query": [empty], "prompts": [know.start]}, lambda a: a["rewards"][0]),
-        ("/classify", {"input": empty}, lambda a: a["data"][0]["probs"][0]),
-        ("/predict", {"inputs": [[PROMPT, " "]], "raw_scores": True}, lambda a: a[0][0]["score"]),
-    ):
-        assert read(http.post(path, json=body).json()) == MIN_REWARD
-
-
 def test_a_policy_of_another_family_is_understood(http: httpx2.Client, know: SimpleNamespace) -> None:
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     prompt = f"<|begin_of_text|>{header.format('user')}{PROMPT}<|eot_id|>{header.format('assistant')}"
@@ -276,14 +265,6 @@ def test_vllm_tokenize(http: httpx2.Client, know: SimpleNamespace, trained_run: 
     assert spoken["count"] == len(spoken["token_strs"]) == scored
     prompt = http.post("/tokenize", json={"messages": TURNS}).json()
     assert prompt["tokens"] == spoken["tokens"][: prompt["count"]]
-
-
-def test_a_text_without_a_response_says_what_to_send(http: httpx2.Client) -> None:
-    """vLLM's examples classify such texts, which a reward model cannot."""
-    for body in ({"model": "m", "input": ["vLLM is great!"]}, {"messages": TURNS}):
-        answer = http.post("/classify", json=body)
-        assert answer.status_code == 422
-        assert re.search("send messages, or a conversation|end with the assistant's", answer.json()["error"]["message"])
 
 
 def test_what_clients_read_of_the_model(http: httpx2.Client, trained_run: Any) -> None:

@@ -162,16 +162,6 @@ def test_a_new_protocol_is_one_file(trained_run, tmp_path, monkeypatch):
     assert "/dummy" not in create_app(trained_run.model).openapi()["paths"]
 
 
-def test_system_turns_and_long_talks_read_back(http, trained_run):
-    talk = [{"role": "system", "content": "Be kind."}, *TALK]
-    scores = trained_run.model.score([Message(**turn) for turn in talk], RESPONSES[:1])
-    text = trained_run.model.tokenizer.apply_chat_template(
-        [*talk, {"role": "assistant", "content": RESPONSES[0]}], tokenize=False
-    )
-    (result,) = http.post("/classify", json={"input": text}).json()["data"]
-    assert result["probs"] == rewards(scores)
-
-
 def test_a_truncated_text_is_flagged_and_counted(tiny_model):
     model, long = tiny_model(encoding={"max_length": 60, "truncation": "keep_both"}), "because " * 60
     prompt = "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"

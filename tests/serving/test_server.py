@@ -223,7 +223,7 @@ def test_workers_that_cannot_load_the_model_end(trained_run, tmp_path):
     folder = shutil.copytree(trained_run.folder / "model", tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"")
     process = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(free_port()), "--workers", "2"]
-    result = subprocess.run(process, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(process, capture_output=True, text=True)
     assert result.returncode == 1
     assert "a worker cannot load the model; see the log" in result.stderr
     assert "the model cannot be loaded" in result.stderr

@@ -1,12 +1,11 @@
 """The reward server: several protocols over one model.
 
 app.py         the application: routes, errors, the page
-guard.py       middleware: the API key, hosts, limits, log and metrics of every request
-protocols/     one file per protocol; a new file there is a new protocol
+guard.py       middleware: the API key, hosts, limits, log and metrics of every request, errors as answers
+protocols/     what clients speak; a new file there is a new protocol
 service.py     the model behind the protocols, loaded in the background
 batcher.py     the passes that requests of several clients share
 queue.py       what waits for them, and the measured rate
-answers.py     errors as answers
 monitoring.py  metrics, logs and request ids
 settings.py    the settings
 server.py      the process: uvicorn, its shutdown, several workers

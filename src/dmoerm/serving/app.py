@@ -14,8 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ..model import DMoERM
-from .answers import add_handlers
-from .guard import Guard
+from .guard import Guard, add_handlers
 from .protocols import find_routers
 from .service import CurrentService, Service
 from .settings import ServingConfig

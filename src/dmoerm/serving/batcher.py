@@ -31,10 +31,9 @@ from ..model.batching import chunks
 from ..model.router import Known
 from ..schema import Message, Query
 from ..scores import Score, check_task
-from .answers import Refusal
 from .monitoring import Metrics
 from .queue import Pass, QueuedPart, QueuedRequest, Throughput, WaitingLine
-from .settings import ServingConfig
+from .settings import Refusal, ServingConfig
 
 Priority = Literal["interactive", "bulk"]
 """Interactive requests are scored before all bulk requests that wait."""

@@ -1,6 +1,12 @@
 """Middleware for every request: key or host, size, time and form of the body, and the log and metrics afterwards.
 
-The log has method, path, status, sizes and times; never a text.
+The log has method, path, status, sizes and times; never a text. Every error is sent as
+`{"error": {message, type, param, code}}`:
+
+DataError, a body of the wrong form    422; 400 if it is not JSON, 415 if its content type is not JSON
+Refusal                                its own status
+any other ServerError                  500 with its message
+any other error                        500, without its message, which may contain a text
 """
 
 from __future__ import annotations
@@ -18,18 +24,18 @@ import logging
 import socket
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from ..errors import DataError, DmoermError, shorten
-from .answers import Refusal, answer
-from .monitoring import ID_HEADER, Metrics, enter_request
-from .settings import ServingConfig
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from ..errors import DataError, DmoermError, ServerError, plain_fault, shorten
+from .monitoring import ID_HEADER, Metrics, enter_request
+from .settings import Refusal, ServingConfig
 
 _LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready")
@@ -46,7 +52,7 @@ class ClientLeft(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: Any, settings: ServingConfig, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, settings: ServingConfig, metrics: Metrics, paths: frozenset[str]) -> None:
         self.app, self.settings, self.metrics, self.paths = app, settings, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,3 +230,53 @@ def _given_key(authorization: bytes) -> bytes:
             user, _, password = base64.b64decode(value.strip()).partition(b":")
             return password or user
     return authorization
+
+
+# --- errors as answers ---------------------------------------------------------------------------------------------
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make the application answer every error in the common form."""
+    app.add_exception_handler(DataError, lambda _, error: answer(error))
+    app.add_exception_handler(ServerError, lambda _, error: answer(error))
+    app.add_exception_handler(RequestValidationError, lambda _, error: _invalid_body(error))
+    app.add_exception_handler(HTTPException, lambda _, error: _http_error(error))
+
+
+def answer(error: Exception) -> Response:
+    """Return the answer to a request that failed with this error."""
+    match error:
+        case DataError():
+            return _response(422, str(error), param=error.field)
+        case Refusal():
+            return _response(error.status, str(error), error.kind, headers=error.headers)
+        case ServerError():
+            return _response(500, str(error), "server_error")
+    return _response(500, f"internal server error: {type(error).__name__}", "server_error")
+
+
+def _invalid_body(error: Any) -> Response:
+    """Report the first error in a body that does not match its protocol."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _response(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if isinstance(first.get("input"), bytes):
+        return _response(415, "the body is not sent as JSON; send it with Content-Type: application/json")
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    if first["type"] == "extra_forbidden":
+        return _response(422, f"{param}: unknown field; /openapi.json lists the fields", param=param)
+    got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
+    message = plain_fault(first)
+    return _response(422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param=param)
+
+
+def _http_error(error: Any) -> Response:
+    return _response(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _response(
+    status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, headers: Any = None
+) -> Response:
+    """Encode in ASCII, since a message may quote a lone surrogate, which UTF-8 cannot encode."""
+    content = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return Response(json.dumps(content), status, headers, "application/json")

@@ -13,14 +13,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from ..chat.rendered import Transcript
-from ..errors import DataError
 from ..model import DMoERM
-from ..schema import Message, Prompt, Query
+from ..schema import Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt, in_order
-from .answers import Refusal
 from .batcher import Batcher, Priority
 from .monitoring import Metrics
-from .settings import ServingConfig
+from .settings import Refusal, ServingConfig
 
 _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No.") * 16)
 
@@ -148,22 +146,6 @@ class Service:
         scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
         request.state.responses = len(texts)
         return in_order(groups, scored)
-
-
-def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
-    """Split messages into prompt and response.
-
-    Raises:
-        DataError: the last message is not the assistant's, or there is only one.
-    """
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise DataError(
-            "the last message is not a response",
-            field="messages",
-            value=[message.role for message in messages],
-            hint="end with the assistant's message, which is scored; the messages before it are its prompt",
-        )
-    return tuple(messages[:-1]), messages[-1].text
 
 
 def _priority(request: Request) -> Priority:

@@ -1,10 +1,12 @@
-"""The settings of the server: batching, and limits on what a client can request."""
+"""The settings of the server: batching, limits on what a client can request, and the error beyond a limit."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import ServerError
 
 
 class ServingConfig(BaseModel):
@@ -50,3 +52,18 @@ class ServingConfig(BaseModel):
     request's Host must be one of them, an IP address, or a name that public DNS does not have."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that browsers allow to send requests (CORS)."""
+
+
+class Refusal(ServerError):
+    """A request that is refused with a status of its own.
+
+    Args:
+        kind: the error's `type` in the answer, as in OpenAI's API.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, kind: str = "invalid_request_error", headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.headers = status, kind, headers or {}

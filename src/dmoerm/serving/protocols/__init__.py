@@ -1,4 +1,4 @@
-"""The protocols that clients speak, one file each: a module of this package with a `router` is a protocol.
+"""The protocols that clients speak: every module of this package with a `router` is found.
 
 A protocol turns a request's body into queries for `Service.score`, or into prompts and responses for
 `Service.score_texts`, and the scores into its answer.

@@ -14,22 +14,11 @@ from pydantic import BaseModel, Field
 
 from ...errors import DataError
 from ..service import CurrentService
+from .engines import PairRequest
 from .inputs import NamedRequest, examples, header, sigmoid, usage
-from .vllm import PairRequest
 
-router = APIRouter(
-    tags=[
-        "Cohere",
-        "Jina",
-        "Voyage",
-        "vLLM",
-        "Xinference",
-        "infinity",
-        "Text Embeddings Inference",
-        "NVIDIA",
-        "DeepInfra",
-    ]
-)
+_TAGS = "Cohere, Jina, Voyage, vLLM, Xinference, infinity, Text Embeddings Inference, NVIDIA, DeepInfra"
+router = APIRouter(tags=[*_TAGS.split(", ")])
 
 
 class TextDocument(BaseModel):

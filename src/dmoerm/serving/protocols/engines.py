@@ -1,7 +1,12 @@
-"""vLLM's /pooling, /score and /tokenize as it serves a reward model; classify.py has its /classify."""
+"""The inference engines vLLM and SGLang as they serve a reward model, and infinity's /classify.
+
+All three have POST /classify, with different fields. verl uses vLLM's, or SGLang's /v1/embeddings with
+`rollout.name=sglang`.
+"""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +16,35 @@ from pydantic import Field
 from ...errors import DataError
 from ...schema import Message, Prompt
 from ...scores import Score
-from ..service import CurrentService, Service, conversation_of
-from .inputs import TEXT, TURNS, NamedRequest, Rendered, TokenIds, examples, header, read_rendered, sigmoid, usage
+from ..service import CurrentService, Service
+from .inputs import (
+    LABEL,
+    TEXT,
+    TURNS,
+    NamedRequest,
+    Rendered,
+    TokenIds,
+    examples,
+    header,
+    is_several,
+    read_rendered,
+    sigmoid,
+    usage,
+)
 
-router = APIRouter(tags=["vLLM"])
+router = APIRouter()
+
+
+def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
+    """Split messages into prompt and response, the last message."""
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise DataError(
+            "the last message is not a response",
+            field="messages",
+            value=[message.role for message in messages],
+            hint="end with the assistant's message, which is scored; the messages before it are its prompt",
+        )
+    return tuple(messages[:-1]), messages[-1].text
 
 
 class ActivationRequest(NamedRequest):
@@ -45,6 +75,22 @@ class ConversationRequest(ActivationRequest):
         if self.messages is not None or rendered is None:
             raise DataError("give either input or messages", field="input")
         return await read_rendered(rendered, service)
+
+
+class ClassifyRequest(ConversationRequest):
+    """vLLM's `input` or `messages`; SGLang's `text`, `input_ids` or `conv`; infinity's `input` with `raw_scores`."""
+
+    raw_scores: bool | None = Field(None, description="infinity's form: true: the reward; false: σ(reward).")
+    text: str | list[str] | None = Field(None, description="SGLang's form of `input`.")
+    input_ids: TokenIds | list[TokenIds] | None = Field(None, description="SGLang's form of token ids.")
+    conv: list[list[Message]] | list[Message] | None = Field(None, description="SGLang's form of `messages`.")
+
+
+class EmbeddingRequest(NamedRequest):
+    """Conversations that a chat template has rendered, as texts or as the model's token ids."""
+
+    model_config = examples({"input": TEXT})
+    input: Rendered
 
 
 class PairRequest(ActivationRequest):
@@ -81,7 +127,45 @@ class TokenizeRequest(NamedRequest):
     return_token_strs: bool = False
 
 
-@router.post("/pooling")
+@router.post("/classify", tags=["vLLM", "SGLang", "infinity"])
+async def classify(request: Request, body: ClassifyRequest, service: CurrentService) -> Any:
+    """The reward as a classifier's only class, in the form of the client that sends such a request."""
+    rendered = body.input_ids if body.text is None else body.text
+    if body.conv is not None:
+        if not body.conv:
+            raise DataError("has no conversation", field="conv", hint="give one or more lists of messages")
+        single = isinstance(body.conv[0], Message)
+        talks: Any = [body.conv] if single else body.conv
+        return _embeddings(await service.score_texts(request, [conversation_of(talk) for talk in talks]), single)
+    if rendered is not None:
+        scores = await service.score_texts(request, await read_rendered(rendered, service))
+        return _embeddings(scores, single=not is_several(rendered))
+    scores = await service.score_texts(request, await body.conversations(service))
+    if body.raw_scores is not None:
+        values = [score.reward if body.raw_scores else sigmoid(score.reward) for score in scores]
+        data: Any = [[{"score": value, "label": LABEL}] for value in values]
+        return header("infinity", service) | {"object": "classify", "data": data, "usage": usage(request)}
+    rewards = body.activated(scores)
+    data = [{"index": i, "label": LABEL, "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)]
+    counts = usage(request) | {"completion_tokens": 0, "prompt_tokens_details": None}
+    return header("classify", service) | {"data": data, "usage": counts}
+
+
+def _embeddings(scores: Sequence[Score], single: bool) -> Any:
+    """Return SGLang's answer: a reward model's output is an embedding of width 1."""
+    answer = [{"embedding": [score.reward], "meta_info": {"id": uuid.uuid4().hex}} for score in scores]
+    return answer[0] if single else answer
+
+
+@router.post("/v1/embeddings", tags=["SGLang"])
+async def embeddings(request: Request, body: EmbeddingRequest, service: CurrentService) -> dict[str, Any]:
+    """The reward as an embedding of width 1."""
+    scores = await service.score_texts(request, await read_rendered(body.input, service))
+    data = [{"object": "embedding", "embedding": [score.reward], "index": i} for i, score in enumerate(scores)]
+    return header("embd", service) | {"data": data, "usage": usage(request)}
+
+
+@router.post("/pooling", tags=["vLLM"])
 async def pooling(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a pooled output of width 1."""
     rewards = body.activated(await service.score_texts(request, await body.conversations(service)))
@@ -90,7 +174,7 @@ async def pooling(request: Request, body: ConversationRequest, service: CurrentS
     return header("pool", service) | {"data": data, "usage": counts}
 
 
-@router.post("/score")
+@router.post("/score", tags=["vLLM"])
 async def score(request: Request, body: PairRequest, service: CurrentService) -> dict[str, Any]:
     """The reward of each response. `/v1/score` is this project's own protocol."""
     rewards = body.activated(await service.score_texts(request, body.pairs()))
@@ -98,7 +182,7 @@ async def score(request: Request, body: PairRequest, service: CurrentService) ->
     return header("score", service) | {"data": data, "usage": usage(request)}
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", tags=["vLLM"])
 async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, Any]:
     """The token ids of a text, or of a conversation as the model reads it."""
     if (body.prompt is None) == (body.messages is None):
