@@ -38,6 +38,7 @@ def check(rewards: list[float]) -> None:
 def test_in_process_alone_and_in_a_batch(model: Any) -> None:
     scores = model.score("Hi!", RESPONSES)
     check([score.reward for score in scores])
+    check([score.reward for score in model.score("Hi!", RESPONSES, batch_tokens=1)])
     (alone,) = model.score("Hi!", [""])
     assert alone.reward == MIN_REWARD
     assert (alone.task, alone.capabilities, alone.uncertainty) == (scores[0].task, {}, None)
@@ -53,10 +54,6 @@ def test_in_process_alone_and_in_a_batch(model: Any) -> None:
 def test_it_changes_no_other_score(model: Any) -> None:
     scores, without = model.score("Hi!", RESPONSES), model.score("Hi!", [RESPONSES[0], RESPONSES[2]])
     assert [scores[i].reward for i in (0, 2)] == pytest.approx([score.reward for score in without], abs=1e-4)
-
-
-def test_queries_in_pieces(model: Any) -> None:
-    check([score.reward for score in model.score("Hi!", RESPONSES, batch_tokens=1)])
 
 
 def test_forward_and_pipeline(model: Any) -> None:

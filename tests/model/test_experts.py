@@ -82,15 +82,6 @@ def test_experts_share_the_branchs_weights(tiny_model: Callable[..., Any]) -> No
     assert all(torch.equal(before[name], tensor) for name, tensor in branch.state_dict().items())
 
 
-def test_without_rank_experts_are_heads_on_the_branchs_embedding(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model()
-    experts = Experts(model.general.branch, ["a", "b"], 64, LoRAConfig(rank=0), HeadConfig(), "both")
-    base = torch.randn(3, 64)
-    assert experts.branch is None
-    assert torch.equal(experts.embed(inputs(model), base), torch.stack([base, base]))
-    assert experts.score(experts.embed(inputs(model), base)).shape == (3, 2)
-
-
 def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     experts = Experts(model.general.branch, [], 64, LoRAConfig(rank=2), HeadConfig(), "both")

@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM, checkpoint
-from dmoerm.model.checkpoint import rename_card
 from dmoerm.report.card import card
 
 ABSENT = Response(404, request=Request("GET", "https://hub"))
@@ -193,10 +192,3 @@ def test_a_failed_upload_is_an_error(hub: Hub, model: DMoERM) -> None:
     hub.error = HFValidationError("no token")
     with pytest.raises(CheckpointError, match=r"no token; log in with `hf auth login`"):
         model.push_to_hub("me/rm")
-
-
-def test_an_uploaded_card_has_the_name_on_the_hub() -> None:
-    text = rename_card(CARD, "me/rm")
-    assert text.count("me/rm") == 2
-    assert "path/to" not in text
-    assert rename_card(text, "me/other") == rename_card(CARD, "me/other")

@@ -64,15 +64,12 @@ def test_texts_may_be_edited_and_files_added(copied: Path) -> None:
     assert DMoERM.from_pretrained(copied).texts["README.md"].startswith("Sch")
 
 
-def test_the_check_can_be_disabled(copied: Path) -> None:
+def test_without_sums_or_on_request_nothing_is_checked(copied: Path) -> None:
     with (copied / "config.json").open("a") as file:
         file.write(" ")
     DMoERM.from_pretrained(copied, check=False)
     with pytest.raises(CheckpointError, match="changed since the model was written"):
         DMoERM.from_pretrained(copied)
-
-
-def test_a_folder_without_sums_loads(copied: Path) -> None:
     (copied / "SHA256SUMS").unlink()
     DMoERM.from_pretrained(copied)
 

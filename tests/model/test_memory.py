@@ -72,23 +72,15 @@ def test_a_training_pass_leaves_memory_for_what_is_trained_and_kept(
     assert training_tokens(branch, checkpointing=False) == PASS_TOKENS
 
 
-def test_an_unknown_shape_has_the_passes_of_a_cpu(
-    load: Callable[..., Decoder], having: Callable[[float | None], None]
+@pytest.mark.parametrize(("kind", "known"), [("gpt_neox", True), ("modernbert", True), ("mixtral", False)])
+def test_a_backbone_whose_memory_is_unknown_has_the_passes_of_a_cpu(
+    kind: str, known: bool, having: Callable[[float | None], None]
 ) -> None:
+    """Its shape is, or it runs by its own forward: its rows repeat the prompt, which its tokens do not count."""
     having(1e12)
-    model = load("mixtral")
-    assert BackboneShape.of(model.config) is None
-    assert scoring_tokens(model) == training_tokens(model, checkpointing=False) == PASS_TOKENS
-
-
-@pytest.mark.parametrize("kind", ["gpt_neox", "modernbert"])
-def test_a_backbone_that_runs_by_its_own_forward_has_the_passes_of_a_cpu(
-    kind: str, having: Callable[[float | None], None]
-) -> None:
-    """Its rows repeat the prompt, so its passes take more memory than their tokens tell."""
-    having(1e12)
-    decoder: Any = SimpleNamespace(config=AutoConfig.for_model(kind))
-    assert BackboneShape.of(decoder.config) is not None
+    config: Any = AutoConfig.for_model(kind)
+    decoder: Any = SimpleNamespace(config=config)
+    assert (BackboneShape.of(config) is not None) == known
     assert scoring_tokens(decoder) == training_tokens(decoder, checkpointing=False) == PASS_TOKENS
 
 

@@ -6,22 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 import pytest
-import torch
 from running import free_port, wait_until_ready
 from tiny import make_model, make_tiny_config, write_backbone
-from torch import nn
 
-from dmoerm.config import LoRAConfig
 from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM, tensor_parallel
-from dmoerm.model.experts import StackedLoRALinear
 
 ROWS = [
     {"prompt": "How are you?", "responses": ["Fine, and you?", "No.", "x " * 20]},
@@ -96,23 +91,3 @@ def test_a_backbone_that_cannot_be_divided_is_refused(tmp_path: Path, kind: str,
     model = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
     with pytest.raises(ConfigError, match=message):
         tensor_parallel._plan(model, count)
-
-
-class Mesh:
-    """The second of two processes."""
-
-    size: Callable[[], int] = staticmethod(lambda: 2)
-    get_local_rank: Callable[[], int] = staticmethod(lambda: 1)
-
-
-def test_a_lora_keeps_the_outputs_of_its_process() -> None:
-    plan = {"layers.*.q_proj": "colwise", "layers.*.o_proj": "rowwise"}
-    layer = StackedLoRALinear(nn.Linear(6, 8), 3, LoRAConfig(rank=2))
-    whole = layer.lora_B.detach().normal_().clone()
-    mesh: Any = Mesh()
-    tensor_parallel._divide_lora("layers.3.up_proj", layer, plan, mesh)
-    assert torch.equal(layer.lora_B, whole)
-    tensor_parallel._divide_lora("layers.3.q_proj", layer, plan, mesh)
-    assert torch.equal(layer.lora_B, whole[:, 4:])
-    with pytest.raises(ConfigError, match=r"a LoRA on 'layers.3.o_proj' cannot be divided"):
-        tensor_parallel._divide_lora("layers.3.o_proj", layer, plan, mesh)

@@ -48,14 +48,6 @@ def test_texts_that_differ_in_what_was_cut_tie_and_say_so(model: Any) -> None:
     assert second.truncated
 
 
-def test_encoded_counts_it(model: Any) -> None:
-    encoded = model.encoder.encode(Query(prompt="Why?", responses=("No.", LONG, LONG)))
-    assert encoded.truncated
-    assert encoded.truncated_at == {1, 2}
-    assert encoded.part(1, 2).truncated_at == {0}
-    assert not model.encoder.encode(Query(prompt="Why?", responses=("No.",))).truncated
-
-
 def test_files_have_the_column(model: Any, tmp_path: Any) -> None:
     (row,) = RowScorer(model).rows([Query(prompt="Why?", responses=("No.", LONG))])
     assert row["truncated"] == [False, True]

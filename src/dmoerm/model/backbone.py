@@ -99,19 +99,15 @@ def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
     whole = auto_class.from_pretrained(path, use_safetensors=True, dtype=text.dtype).eval()
     head = getattr(whole, "score", None)
     model: Any = whole.base_model if scores else whole
-    model = text_model(model) if text is not config else model
+    if text is not config:
+        model = model.get_decoder()
+        model = getattr(model, "model", model)  # without the vocabulary head that some composites have, as Llama 4
     model.config.dtype = text.dtype
     if is_packed(text):
         model.config._attn_implementation = ATTENTION
     if isinstance(head, nn.Linear) and head.out_features == 1:
         return model, head.weight.detach().float()
     return model, None
-
-
-def text_model(composite: Any) -> Decoder:
-    """Return the text model of a composite, without the vocabulary head that it has in some of them, as in Llama 4."""
-    decoder = composite.get_decoder()
-    return getattr(decoder, "model", decoder)
 
 
 def check_backbone(config: BackboneConfig) -> None:

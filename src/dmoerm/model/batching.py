@@ -38,7 +38,9 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
     """
     # `chunks` divides a query with a cut prompt, so it is a batch by itself
     sizes = [each.tokens if each.cut_prompt is None else budget + 1 for each in encoded]
-    order = sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True)
+    # the longest response in steps of 32 tokens, then the prompt: similar queries need little padding in attention
+    shapes = [(max(map(len, each.responses)) // 32, len(each.prompt)) for each in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: (shapes[i], i), reverse=True)
     return greedy(order, sizes.__getitem__, budget)
 
 
@@ -56,14 +58,6 @@ def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
             first, tokens = i, len(encoded.prompt)
         tokens += len(response)
     yield first, encoded.part(first, len(encoded.responses))
-
-
-def _shape(query: Encoded) -> tuple[int, int]:
-    """Return the sort key: the longest response in steps of 32 tokens, then the prompt.
-
-    Queries with similar keys need little padding in attention.
-    """
-    return max(map(len, query.responses)) // 32, len(query.prompt)
 
 
 def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:

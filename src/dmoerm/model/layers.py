@@ -117,12 +117,6 @@ def _with_layers(config: Any, layers: int, start: int = 0) -> Any:
     return config
 
 
-def empty_branch(config: Any, layer: int) -> Decoder:
-    """Build the layers from `layer` on, as `split_layers` does; their weights are on the meta device."""
-    whole = empty_part(config, config.num_hidden_layers)
-    return slice_layers(whole, layer, len(whole.layers), embed=False, norm=True) if layer else whole
-
-
 def _compute_buffers(part: Decoder) -> None:
     """Compute the buffers that no file stores, as transformers does after loading. Raise if it leaves one out."""
     for module in part.modules():

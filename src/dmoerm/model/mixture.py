@@ -37,7 +37,7 @@ from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
 from .heads import BranchScorer, Head, Normalizer, Posterior
-from .layers import empty_branch, empty_part, run, split_layers
+from .layers import empty_part, run, split_layers
 from .packing import Packed, Packing, to_device
 from .router import Choice, Router, Routing
 from .training_prompts import PromptStatistics, TrainingPrompts
@@ -236,7 +236,8 @@ class Mixture(PreTrainedModel):
         config = self.config
         branch: Any = self.general.branch
         if not config.shared_branch:
-            branch = empty_branch(config.backbone_config, config.branch_layer)
+            backbone = config.backbone_config
+            _, branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)
         base, lora = self._scorer(branch), LoRAConfig(**config.lora)
         experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
         embeddings = 1 if experts.branch is None else len(capabilities)
