@@ -121,14 +121,9 @@ def test_no_two_log_columns_are_the_same(tasks):
 
 def test_log_columns_of_plain_names():
     score = Score(reward=0.0, task="chat", route={}, capabilities={"wit": 2.0}, uncertainty=0.5, temperature=1.0)
-    assert log_columns([score], {"chat": ["wit"], "a/b": []}) == {
-        "has_uncertainty": [1.0],
-        "uncertainty": [0.5],
-        "truncated": [0.0],
-        "task/chat": [1.0],
-        "task/a%2Fb": [0.0],
-        "chat/wit": [2.0],
-    }
+    expected = {"has_uncertainty": 1.0, "uncertainty": 0.5, "truncated": 0.0}
+    expected |= {"task/chat": 1.0, "task/a%2Fb": 0.0, "chat/wit": 2.0}
+    assert log_columns([score], {"chat": ["wit"], "a/b": []}) == {name: [value] for name, value in expected.items()}
 
 
 # --- weights -------------------------------------------------------------------------------------------------------

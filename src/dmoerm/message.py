@@ -40,10 +40,6 @@ def _as_json(arguments: Any) -> Any:
     return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
 
 
-def _system_for_developer(role: Any) -> Any:
-    return "system" if role == "developer" else role
-
-
 class ToolFunction(BaseModel):
     """The called function's name, and its arguments as JSON (an object is accepted, too)."""
 
@@ -89,7 +85,8 @@ class Message(BaseModel):
     role: Annotated[
         Literal["system", "user", "assistant", "tool"],
         BeforeValidator(
-            _system_for_developer, json_schema_input_type=Literal["system", "developer", "user", "assistant", "tool"]
+            lambda role: "system" if role == "developer" else role,
+            json_schema_input_type=Literal["system", "developer", "user", "assistant", "tool"],
         ),
     ]
     content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]

@@ -24,19 +24,16 @@ def completion(response: str, overall: float | None, helpfulness: str, fine: flo
     return row if fine is None else row | {"fine-grained_score": fine}
 
 
+A, C = completion("a", 5, "4"), completion("c", 7, "3")
+
+
 def helpsteer(prompt: str, response: str, helpfulness: int, **grades: int) -> dict[str, Any]:
     return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "correctness": 1, **grades}
 
 
 def test_mtmc(read_one: ReadOne, read_rows: ReadRows) -> None:
-    row = {
-        "label": "角色扮演",
-        "src": ["你好", "再见"],
-        "tgt": ["您好"],
-        "response": ["甲", "乙", "丙"],
-        "rank": [2, 1, 2],
-    }
-    group = read_one(row)
+    row = {"label": "角色扮演", "src": ["你好", "再见"], "tgt": ["您好"]}
+    group = read_one(row | {"response": ["甲", "乙", "丙"], "rank": [2, 1, 2]})
     assert group.task == "roleplay"
     assert [m.content for m in group.prompt if not isinstance(m, str)] == ["你好", "您好", "再见"]
     assert group.pairs() == [Pair(1, 0), Pair(1, 2)]
@@ -51,19 +48,9 @@ def test_mtmc(read_one: ReadOne, read_rows: ReadRows) -> None:
     [
         ([completion("a", 8, "4"), completion("b", 3, "2")], (8, 3), (4, 2), {}),
         ([completion("a", None, "4", 4.5), completion("b", 9, "2", 2)], (4.5, 2), (4, 2), {}),
-        (
-            [completion("a", 5, "4"), completion("b", None, "2"), completion("c", 7, "3")],
-            (5, 7),
-            (4, 3),
-            {"response: no overall score": 1},
-        ),
+        ([A, completion("b", None, "2"), C], (5, 7), (4, 3), {"response: no overall score": 1}),
+        ([A, completion("", 1, "1"), C], (5, 7), (4, 3), {"response: empty": 1}),
         ([completion("a", None, "4"), completion("b", None, "N/A")], None, (4, None), {}),
-        (
-            [completion("a", 5, "4"), completion("", 1, "1"), completion("c", 7, "3")],
-            (5, 7),
-            (4, 3),
-            {"response: empty": 1},
-        ),
     ],
 )
 def test_ultrafeedback(completions: list, scores: Any, helpfulness: Any, skipped: dict, read_rows: ReadRows) -> None:

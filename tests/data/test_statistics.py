@@ -19,14 +19,8 @@ class Letters:
 def test_counts(write_rows: Write) -> None:
     other = {"prompt": "Why", "responses": ["a", "b"], "capabilities": {"logic": [1, None]}}
     result = data_statistics([write_rows([ROW, ROW, other])])
-    assert result["tasks"]["chat"] == {
-        "groups": 2,
-        "prompts": 1,
-        "responses": 6,
-        "pairs": 4,
-        "tied_pairs": 2,
-        "tie_share": pytest.approx(1 / 3),
-    }
+    counts = {"groups": 2, "prompts": 1, "responses": 6, "pairs": 4, "tied_pairs": 2}
+    assert result["tasks"]["chat"] == counts | {"tie_share": pytest.approx(1 / 3)}
     assert result["tasks"][NO_TASK]["tie_share"] is None
     assert result["capabilities"][NO_TASK]["logic"] == {"groups": 1, "pairs": 0, "tied_pairs": 0, "tie_share": None}
     assert result["sources"][0]["rows"] == 3
@@ -37,8 +31,7 @@ def test_lengths_in_words_and_tokens(write_rows: Write) -> None:
     words = data_statistics([path])["lengths"]
     assert words["unit"] == "words"
     assert words["tasks"]["chat"] == {
-        "prompt": {"p50": 3, "p95": 3, "max": 3},
-        "response": {"p50": 2, "p95": 2, "max": 2},
+        part: dict.fromkeys(("p50", "p95", "max"), n) for part, n in (("prompt", 3), ("response", 2))
     }
     assert words["tasks"]["zh"]["prompt"]["max"] == 3
     tokens = data_statistics([path], Letters())["lengths"]

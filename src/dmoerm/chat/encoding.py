@@ -273,7 +273,12 @@ class Encoder:
         for arguments_as_text, no_content in itertools.product((False, True), ("", None)):
             talk = ToolConversation(messages, tools, self._guarded, arguments_as_text, no_content)
             try:
-                return list(self._tool_ids(talk, self.template.write(talk.messages, talk.tools), size))
+                ids = list[int]()
+                for template, text in talk.split(self.template.write(talk.messages, talk.tools)):
+                    for piece, is_template in talk.template_pieces(template):
+                        ids += self._ends([piece], size, is_template)[0]
+                    ids += self._ends([text], size)[0]
+                return ids
             except (DataError, BackboneError):
                 continue
         if not self._warned:
@@ -283,12 +288,6 @@ class Encoder:
                 self.tokenizer.name_or_path,
             )
         return None
-
-    def _tool_ids(self, talk: ToolConversation, rendered: str, size: int) -> Iterator[int]:
-        for template, text in talk.split(rendered):
-            for piece, is_template in talk.template_pieces(template):
-                yield from self._ends([piece], size, is_template)[0]
-            yield from self._ends([text], size)[0]
 
     def _special(self, text: str) -> list[int]:
         """Return the ids of a text of the template; there are few, so they are kept."""

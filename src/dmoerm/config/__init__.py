@@ -6,7 +6,6 @@ that names it. The resolved settings are saved with the results of a run.
 
 from .loading import apply_override, changed, dump_config, load_config, parse_override, shipped_configs, validated
 from .settings import (
-    DATA_DIR_VARIABLE,
     AggregatorConfig,
     BackboneConfig,
     BranchStepConfig,
@@ -20,7 +19,6 @@ from .settings import (
     LoRAConfig,
     OwnRouterConfig,
     Phase1Config,
-    RayConfig,
     RouterConfig,
     StepConfig,
     TrainedAggregatorConfig,
@@ -28,7 +26,6 @@ from .settings import (
 )
 
 __all__ = [
-    "DATA_DIR_VARIABLE",
     "AggregatorConfig",
     "BackboneConfig",
     "BranchStepConfig",
@@ -42,7 +39,6 @@ __all__ = [
     "LoRAConfig",
     "OwnRouterConfig",
     "Phase1Config",
-    "RayConfig",
     "RouterConfig",
     "StepConfig",
     "TrainedAggregatorConfig",

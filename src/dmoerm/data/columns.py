@@ -60,11 +60,9 @@ def check_columns(columns: ColumnMap, source: str = "data.map", files: Collectio
                 raise ConfigError(f"{source}: {field!r} is none of the files; use one of {', '.join(files)}")
         elif field not in known:
             alike = get_close_matches(field, known, 1, _MISSPELLED) or column not in known
-            hints = [
-                did_you_mean(field, known) if alike else "",
-                _ORDER.format(column, field) if column in known else "",
-            ]
-            hint = " ".join(filter(None, hints)) or "docs/data.md lists the fields"
+            hint = did_you_mean(field, known) if alike else ""
+            order = _ORDER.format(column, field) if column in known else ""
+            hint = f"{hint} {order}".strip() or "docs/data.md lists the fields"
             raise ConfigError(f"{source}: no format has the field {field!r}; {hint}")
 
 
@@ -107,11 +105,9 @@ def mapped_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str], source: s
 
 def placed(error: DataError, columns: Mapping[str, str], source: str, line: int) -> DataError:
     """Return a row's error with its file and line, and the column that its field was read from."""
-    at = error.at(source, line)
-    if (column := columns.get(error.field or "")) is None:
-        return at
-    field = f"{error.field} (column {column!r})"
-    return DataError(at.message, file=source, line=line, field=field, value=at.value, hint=at.hint)
+    column = columns.get(error.field or "")
+    field = error.field if column is None else f"{error.field} (column {column!r})"
+    return DataError(error.message, file=source, line=line, field=field, value=error.value, hint=error.hint)
 
 
 def _check_first(row: Mapping[str, Any], columns: Mapping[str, str], source: str, line: int) -> None:

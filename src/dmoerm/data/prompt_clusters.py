@@ -37,14 +37,13 @@ _COMMON = frozenset(
 )
 
 
-def cluster_prompts(prompts: Sequence[str], min_size: int, count: int | None = None, seed: int = 0) -> list[str]:
+def cluster_prompts(prompts: Sequence[str], min_size: int, count: int | None = None) -> list[str]:
     """Return each prompt's cluster, named by its telling words; `ONE_TASK` for all if they do not fall into several.
 
     Args:
         prompts: distinct texts.
         min_size: the fewest prompts of a cluster.
         count: the number of clusters; None: that with the highest silhouette, up to `MAX_CLUSTERS`.
-        seed: of the starts of k-means.
     """
     words = [[w for w in _WORD.findall(text.lower())[:_FIRST_WORDS] if w not in _COMMON] for text in prompts]
     spread = Counter(word for row in words for word in set(row))
@@ -54,7 +53,7 @@ def cluster_prompts(prompts: Sequence[str], min_size: int, count: int | None = N
     index = {word: i for i, word in enumerate(kept)}
     cells = [(row, index[word]) for row, content in enumerate(words) for word in content if word in index]
     counts = csr_matrix((np.ones(len(cells)), np.array(cells).T), (len(prompts), len(kept)))  # (P, W)
-    labels = _clusters(_directions(counts), min_size, count, seed)
+    labels = _clusters(_directions(counts), min_size, count)
     names = _names(counts, kept, labels)
     return [names[label] for label in labels]
 
@@ -76,9 +75,9 @@ def _spread(counts: Any) -> np.ndarray:
     return np.asarray((counts > 0).sum(0)).ravel()
 
 
-def _clusters(points: np.ndarray, min_size: int, count: int | None, seed: int) -> np.ndarray:
+def _clusters(points: np.ndarray, min_size: int, count: int | None) -> np.ndarray:
     """Return the cluster of each point, (P,): of the fewest clusters whose silhouette is near the highest."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     sample = points[random.permutation(len(points))[:_SAMPLE]]
     large: list[tuple[float, np.ndarray]] = []
     for k in range(2, MAX_CLUSTERS + 1) if count is None else [count]:

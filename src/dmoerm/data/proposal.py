@@ -204,9 +204,8 @@ def _without_rare(groups: Sequence[Group], notes: list[str]) -> list[Group]:
 
 
 def _with_large_tasks(groups: Sequence[Group], notes: list[str]) -> list[Group]:
-    tasks = dict.fromkeys(group.task for group in groups if group.task)
-    sizes = {task: _prompts((g for g in groups if g.task == task), _ordered) for task in tasks}
-    small = {task for task, size in sizes.items() if size < MIN_PROMPTS}
+    tasks = {group.task for group in groups if group.task}
+    small = {task for task in tasks if _prompts((g for g in groups if g.task == task), _ordered) < MIN_PROMPTS}
     if not small:
         return list(groups)
     total = _prompts((g for g in groups if g.task in small or g.task == _OTHERS), _ordered)

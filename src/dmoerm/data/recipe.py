@@ -47,7 +47,7 @@ def choose_recipe(groups: Sequence[Group], cores: int, gpu: str | None, own_back
     """Choose the recipe for these groups.
 
     Args:
-        cores: of the CPU.
+        cores: number of CPU cores.
         gpu: its name; None without a GPU.
         own_backbone: the backbone is not the bundled one, so the number of its layers is unknown.
     """

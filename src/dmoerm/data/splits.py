@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 
@@ -66,10 +66,10 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     """
     data, seed = config.data, config.seed
     check_columns(data.map, files=(*data.files, *data.test_files, *data.validation_files))
-    reader = _Reader(config)
-    files, held, validation = map(reader.read, ("files", "test_files", "validation_files"))
-    known, skipped, groups = reader.known, reader.skipped, reader.finish([*files, *validation])
-    validation = known.without(validation, held, "test_files", skipped)
+    known = _Reader(config)
+    files, held, validation = map(known.read, ("files", "test_files", "validation_files"))
+    groups = known.finish([*files, *validation])
+    validation = known.without(validation, held, "test_files")
 
     given, notes, finish = load_taxonomy(config.taxonomy) if config.taxonomy else None, list[str](), Finish()
     only = ONE_TASK if given is None else next(iter(given.tasks)) if len(given.tasks) == 1 else None
@@ -80,8 +80,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     drafted = given is None and tasks is None
     unlabeled = _unknown_names(known, [*files, *validation, *held], groups, taxonomy, drafted)
 
-    rest = known.without(files, held, "test_files", skipped)
-    rest = known.without(rest, validation, "validation_files", skipped)
+    rest = known.without(known.without(files, held, "test_files"), validation, "validation_files")
     if data.groups_per_task:
         whole = groups.select(rest, finish)
         taken = take(*known.of(rest), data.groups_per_task, lambda index: content_order(whole[index], seed))
@@ -105,33 +104,47 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
         groups.select(rest, replace(finish, human_grades=data.human_labels)),
         groups.select(held, finish),
         taxonomy,
-        skipped,
-        reader.unknown_columns,
+        known.skipped,
+        known.unknown_columns,
         frozenset(prompt_key(group.prompt) for group in groups.select(validation)),
         tuple(notes),
     )
 
 
-@dataclass
-class _GroupFacts:
-    """What the split needs to know of each group: its task ("" for none), a digest of its prompt, the capabilities
-    that it has labels of, and whether it has overall grades."""
+class _Reader:
+    """Read the files of a config once, into a dataset on disk, and keep what the split needs to know of each group.
 
-    tasks: list[str] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    names: list[frozenset[str]] = field(default_factory=list)
-    graded: list[bool] = field(default_factory=list)
+    Attributes:
+        tasks: the groups' tasks ("" for none).
+        keys: digests of their prompts.
+        names: the capabilities of which they have labels.
+        graded: whether they have overall grades.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._data, self._seed, self._writer = config.data, config.seed, GroupWriter()
+        self._labels = [label for path in self._data.label_paths() for label in read_labels(path)]
+        self._attach = attaching(self._labels, self._data.soft_labels, self._data.inconsistent_weight)
+        self._labeled = False
+        self._same: dict[frozenset[str], frozenset[str]] = {}  # groups with the same capabilities share one object
+        self.tasks, self.keys, self.names, self.graded = (
+            list[str](),
+            list[bytes](),
+            list[frozenset[str]](),
+            list[bool](),
+        )
+        self.skipped, self.unknown_columns = Counter[str](), Counter[str]()
 
     def of(self, rows: Sequence[int]) -> tuple[list[str], list[bytes]]:
         """Return the tasks and prompts of these groups."""
         return [self.tasks[row] for row in rows], [self.keys[row] for row in rows]
 
-    def without(self, rows: list[int], others: list[int], setting: str, skipped: Counter[str]) -> list[int]:
+    def without(self, rows: list[int], others: list[int], setting: str) -> list[int]:
         """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
         prompts = {self.keys[row] for row in others}
         kept = [row for row in rows if self.keys[row] not in prompts]
         if len(kept) < len(rows):
-            skipped[f"prompt of data.{setting}"] += len(rows) - len(kept)
+            self.skipped[f"prompt of data.{setting}"] += len(rows) - len(kept)
         return kept
 
     def names_by_task(self, rows: Sequence[int]) -> dict[str, set[str]]:
@@ -140,23 +153,9 @@ class _GroupFacts:
             met.setdefault(task, set()).update(names)
         return met
 
-
-class _Reader:
-    """Read the files of a config once, into a dataset on disk."""
-
-    def __init__(self, config: Config) -> None:
-        self._data, self._seed, self._writer = config.data, config.seed, GroupWriter()
-        self._labels = [label for path in self._data.label_paths() for label in read_labels(path)]
-        self._attach = attaching(self._labels, self._data.soft_labels, self._data.inconsistent_weight)
-        self._labeled = False
-        self._same: dict[frozenset[str], frozenset[str]] = {}  # groups with the same capabilities share one object
-        self.known = _GroupFacts()
-        self.skipped: Counter[str] = Counter()
-        self.unknown_columns: Counter[str] = Counter()
-
     def read(self, setting: str) -> list[int]:
         """Read the files that a setting names, and return the rows of their groups in the dataset."""
-        data, first = self._data, len(self.known.tasks)
+        data, first = self._data, len(self.tasks)
         paths = [data.located(file) for file in getattr(data, setting)]
         for path in paths:
             reading = read_groups(
@@ -172,7 +171,7 @@ class _Reader:
             self.skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
             self.skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
             self.unknown_columns += reading.unknown_columns
-        rows = list(range(first, len(self.known.tasks)))
+        rows = list(range(first, len(self.tasks)))
         if not rows and (paths or setting == "files"):
             message, hint = "the files contain no groups", None if paths else "name at least one file"
             raise DataError(message, field=f"data.{setting}", value=paths, hint=hint)
@@ -185,10 +184,10 @@ class _Reader:
 
     def _take(self, group: Group) -> None:
         names = frozenset({**group.capabilities, **group.judge_labels})
-        self.known.tasks.append(sys.intern(group.task or ""))
-        self.known.keys.append(digest(self._seed, prompt_key(group.prompt)))
-        self.known.names.append(self._same.setdefault(names, names))
-        self.known.graded.append(group.grades is not None)
+        self.tasks.append(sys.intern(group.task or ""))
+        self.keys.append(digest(self._seed, prompt_key(group.prompt)))
+        self.names.append(self._same.setdefault(names, names))
+        self.graded.append(group.grades is not None)
         self._writer.append(group)
 
     def finish(self, labeled: Sequence[int]) -> StoredGroups:
@@ -203,7 +202,7 @@ class _Reader:
 
 
 def _unknown_names(
-    known: _GroupFacts, rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
+    known: _Reader, rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
 ) -> set[tuple[str, str]]:
     """Return (task, capability) that the taxonomy lacks and on which the groups order no pair.
 

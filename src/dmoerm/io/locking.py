@@ -34,10 +34,12 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
     try:
         if not _lock(descriptor):
-            holder = _read_holder(descriptor)
-            raise CheckpointError(
-                f"{folder}: {holder} is already running there; wait for it to finish, or name another folder"
-            )
+            holder = ""
+            with contextlib.suppress(OSError):
+                os.lseek(descriptor, _HOLDER_OFFSET, os.SEEK_SET)
+                holder = os.read(descriptor, _HOLDER_LENGTH).decode(errors="replace").strip()
+            hint = "wait for it to finish, or name another folder"
+            raise CheckpointError(f"{folder}: {holder or 'another process'} is already running there; {hint}")
         with contextlib.suppress(OSError):  # on a full disk the lock is held without its holder's name
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f" process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -65,11 +67,3 @@ def _lock(descriptor: int) -> bool:
         return lock_descriptor(descriptor, blocking=False)
     except OSError:  # a file system without locks
         return True
-
-
-def _read_holder(descriptor: int) -> str:
-    try:
-        os.lseek(descriptor, _HOLDER_OFFSET, os.SEEK_SET)
-        return os.read(descriptor, _HOLDER_LENGTH).decode(errors="replace").strip() or "another process"
-    except OSError:
-        return "another process"

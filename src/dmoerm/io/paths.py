@@ -74,7 +74,11 @@ def complete_folder(target: Path) -> Iterator[Path]:
         folder.mkdir()
         try:
             yield folder
-            _sync_files(folder)
+            mode = folder.stat().st_mode & 0o666  # the umask itself cannot be read without setting it for all threads
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)  # safetensors writes for the owner only
+                    _sync_file(path)
             _exchange(folder, target) if target.exists() else folder.rename(target)
             _sync_names(target.parent)
         finally:
@@ -175,17 +179,14 @@ def remove_leftovers(target: Path) -> None:
             descriptor = try_lock_file(lock)
         except OSError:
             continue
-        if descriptor is not None:
-            _remove_leftover(leftover, target)
-            _release(lock, descriptor)
-
-
-def _remove_leftover(leftover: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):
-        aside = Path(f"{leftover}{_ASIDE}")
-        if aside.exists():
-            shutil.rmtree(aside) if target.exists() else aside.rename(target)
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        if descriptor is None:
+            continue
+        with contextlib.suppress(OSError):
+            aside = Path(f"{leftover}{_ASIDE}")
+            if aside.exists():
+                shutil.rmtree(aside) if target.exists() else aside.rename(target)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _release(lock, descriptor)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -197,15 +198,6 @@ def _exchange(new: Path, old: Path) -> None:
     old.rename(aside)
     new.rename(old)
     aside.rename(new)
-
-
-def _sync_files(folder: Path) -> None:
-    """Flush all files to the disk, with the permissions of the umask: safetensors writes for the owner only."""
-    mode = folder.stat().st_mode & 0o666  # the umask itself cannot be read without setting it for all threads
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-            _sync_file(path)
 
 
 def _sync_file(path: Path) -> None:
