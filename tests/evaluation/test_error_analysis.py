@@ -25,7 +25,7 @@ def test_the_worst_pair_of_each_prompt_comes_first() -> None:
         scored(2, (0.0, 1.0, 3.0), ("a", "b", "c")),
         scored(3, (0.0, 4.0), ("a", "b"), temperature=8.0),
     ]
-    worst = error_analysis(groups, resamples=50).worst
+    worst = error_analysis(groups).worst
     assert [pair.id for pair in worst] == ["2", "1", "3"]
     assert worst[0].probability == pytest.approx(1 / (1 + np.exp(3)))
     assert (worst[0].preferred, worst[0].other) == ("a", "c")
@@ -36,7 +36,7 @@ def test_the_worst_pair_of_each_prompt_comes_first() -> None:
 def test_the_parts_by_length_divide_the_pairs() -> None:
     groups = [scored(0, (1.0, 0.0), ("long " * 9, "short")), scored(1, (1.0, 0.0), ("short", "long " * 9))]
     groups.append(scored(2, (0.0, 1.0), ("same size", "same size!")))
-    parts = error_analysis(groups, resamples=50).by_length
+    parts = error_analysis(groups).by_length
     assert [(estimate.value, estimate.pairs) for estimate in parts.values()] == [(1, 1), (0, 1), (1, 1)]
     for s in groups:
         mirrored = s.group.model_copy(update={"responses": s.group.responses[::-1]})

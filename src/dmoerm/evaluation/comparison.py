@@ -77,8 +77,7 @@ class Suite:
     def combine(self, members: Mapping[str, np.ndarray], empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
         """Combine the members' rewards (k, N) of the responses to one prompt to the methods' rewards (N,).
 
-        Args:
-            empty: the responses without text, which get less than all others and do not affect them.
+        Empty responses get less than all others and do not affect them.
         """
         rewards: dict[str, np.ndarray] = {}
         for name, rows in members.items():
@@ -135,22 +134,15 @@ def open_suite(config: Config, methods: Sequence[Method], console: Console) -> S
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What one seed measured.
+    """What one seed measured."""
 
-    Attributes:
-        overall: task → counts of the held-out pairs by method.
-        capabilities: task → capability → counts by its expert.
-        derived: tasks whose overall scores were computed from capability grades.
-        gold: tasks of generated groups, whose labels are gold.
-    """
-
-    overall: Mapping[str, PairCounts]
-    capabilities: Mapping[str, Mapping[str, PairCounts]]
+    overall: Mapping[str, PairCounts]  # task → counts of the held-out pairs by method
+    capabilities: Mapping[str, Mapping[str, PairCounts]]  # task → capability → counts by its expert
     router: RouterResult
     calibration: Mapping[str, CalibrationResult]
     length_bias: Mapping[str, LengthBias]
-    derived: Sequence[str]
-    gold: Sequence[str]
+    derived: Sequence[str]  # tasks whose overall scores were computed from capability grades
+    gold: Sequence[str]  # tasks of generated groups, whose labels are gold
 
 
 def seed_config(config: Config, seed: int) -> Config:
@@ -194,7 +186,6 @@ def measure_seed(config: Config, methods: Sequence[Method], console: Console) ->
 
 
 def _with_standalone(suite: Suite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
-    """Add the rewards of the methods that do not score in the run's passes."""
     rewards = [dict(group.rewards) for group in scored]
     for name, trained in suite.trained.items():
         if trained.score_all is not None:
@@ -267,12 +258,15 @@ def summarize(seeds: Sequence[int], results: Sequence[SeedResult]) -> dict[str, 
 
 
 def _capabilities(results: Sequence[SeedResult]) -> dict[str, dict[str, Estimate]]:
-    estimates: dict[str, dict[str, Estimate]] = {}
-    for task in _union(result.capabilities for result in results):
-        for name in _union(result.capabilities.get(task, {}) for result in results):
-            counts = [r.capabilities[task][name] for r in results if name in r.capabilities.get(task, {})]
-            estimates.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
-    return estimates
+    seeds: dict[str, dict[str, list[PairCounts]]] = {}
+    for result in results:
+        for task, row in result.capabilities.items():
+            for name, counts in row.items():
+                seeds.setdefault(task, {}).setdefault(name, []).append(counts)
+    return {
+        task: {name: compare({task: join(counts)})[0][name][task] for name, counts in row.items()}
+        for task, row in seeds.items()
+    }
 
 
 def _router(results: Sequence[RouterResult]) -> RouterResult:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..bootstrap import RESAMPLES
 from ..schema import Group, Pair, messages_of, prompt_key
 from ..training.suspects import JudgedLabel
 from .metrics import pooled_accuracy, probabilities
@@ -25,10 +24,7 @@ _AGREEMENT_PARTS = ("all annotators agree", "at least two thirds agree", "fewer 
 
 
 def error_analysis(
-    scored: Sequence[ScoredGroup],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    judged: Sequence[JudgedLabel] | None = None,
+    scored: Sequence[ScoredGroup], seed: int = 0, judged: Sequence[JudgedLabel] | None = None
 ) -> ErrorAnalysis:
     """List the preferences with the lowest probability, and measure accuracy on parts of the pairs.
 
@@ -41,7 +37,7 @@ def error_analysis(
         for name in names:
             pairs = [[pair for pair in s.group.pairs() if part(s.group, pair) == name] for s in scored]
             rows = ((prompt_key(s.group.prompt), p, s.rewards) for s, p in zip(scored, pairs, strict=True))
-            if (estimate := pooled_accuracy(rows, "dmoerm", name, seed, resamples)) is not None:
+            if (estimate := pooled_accuracy(rows, "dmoerm", name, seed)) is not None:
                 estimates[name] = estimate
         return estimates
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ..bootstrap import RESAMPLES
 from ..chat.truncation import TruncationCounts, count_truncation
 from ..config import Config
 from ..errors import DataError
@@ -30,10 +29,8 @@ def evaluate(
     command: str = "evaluate",
     steps: Mapping[str, Mapping[str, Any]] | None = None,
     batch_tokens: int | None = None,
-    resamples: int = RESAMPLES,
     console: Console | None = None,
     cache: ActivationCache | None = None,
-    training_prompts: TrainingPrompts | None = None,
     include_trained: bool = False,
     trained: TruncationCounts | None = None,
     judged: Sequence[JudgedLabel] | None = None,
@@ -47,7 +44,6 @@ def evaluate(
         batch_tokens: as in `DMoERM.score`.
         console: where to show progress; default: standard error.
         cache: keeps the trunk's activations; see `score_groups`.
-        training_prompts: the model's training prompts; default: those that its checkpoint lists.
         include_trained: also measure on groups with a training prompt.
         trained: truncation counts of the training part, for the results.
         judged: the labels of the training part, from `judge_labels`, for the results.
@@ -55,7 +51,7 @@ def evaluate(
     Raises:
         DataError: no pair is ordered by human labels, a task is unknown, or a text is longer than the model reads.
     """
-    groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
+    groups, overlap = split_overlap(groups, model.training_prompts, include_trained)
     if not any(group.pairs() for group in groups):
         raise DataError(
             "no two responses are ordered by human labels",
@@ -69,7 +65,7 @@ def evaluate(
     truncation = {"evaluation": count_truncation((group, model.encoder.encode(group)) for group in groups)}
     if trained is not None:
         truncation["training"] = trained
-    accuracy, paired = compare(overall_counts(scored), derived, seed, resamples)
+    accuracy, paired = compare(overall_counts(scored), derived, seed)
     return Results(
         command=command,
         config=config.model_dump(mode="json") if config else {},
@@ -82,10 +78,10 @@ def evaluate(
         router=router_result(scored),
         accuracy=accuracy,
         paired=paired,
-        capabilities=capability_accuracy(scored, seed, resamples),
+        capabilities=capability_accuracy(scored, seed),
         calibration=calibration_result(scored),
         length_bias=length_bias(scored),
-        errors=error_analysis(scored, seed, resamples, judged),
+        errors=error_analysis(scored, seed, judged),
         time=phase_seconds(steps or {}),
         steps={name: dict(metrics) for name, metrics in (steps or {}).items()},
         peak_memory=peak_memory(),

@@ -87,11 +87,6 @@ class TrainedMethod:
     score_all: Callable[[Sequence[Query]], list[list[float]]] | None = None
 
 
-def only_member(rewards: Array) -> Array:
-    """Return the rewards of a method with one member, (1, N) → (N,)."""
-    return rewards[0]
-
-
 @dataclass(frozen=True)
 class Method:
     """One method of a comparison.
@@ -107,7 +102,7 @@ class Method:
     name: str
     description: str
     train: Callable[[MethodContext], TrainedMethod | None]
-    combine: Callable[[Array], Array] = only_member
+    combine: Callable[[Array], Array] = lambda rewards: rewards[0]  # of the only member
     default: bool = True
 
 
@@ -157,14 +152,12 @@ def choose_methods(names: Sequence[str] = ()) -> list[Method]:
 
 
 def _per_task(context: MethodContext, routed: bool) -> TrainedMethod:
-    """Use the run's phase 1."""
     if context.run.frozen:
         return by_task(stored_heads(context.run, "head"), routed)
     return TrainedMethod(lambda batch: (batch.per_task_routed if routed else batch.per_task)[None])
 
 
 def _all_labels(context: MethodContext, routed: bool) -> TrainedMethod:
-    """Use the run's heads on all labels, or train one model per task on them."""
     run = context.run
     if all(run.model.task_model(task).all_labels is not None for task in context.data.taxonomy.tasks):
         return by_task(stored_heads(run, "all_labels"), routed)
@@ -173,18 +166,14 @@ def _all_labels(context: MethodContext, routed: bool) -> TrainedMethod:
 
 
 def by_task(models: Mapping[str, Head] | Mapping[str, BranchScorer], routed: bool) -> TrainedMethod:
-    """Return a method of one model per task.
+    """Return a method of one model per task: a head on the general branch, or a branch with its head.
 
-    Args:
-        models: task → model: a head on the general branch, or a branch with its head.
-        routed: use the router's likeliest task; otherwise the group's.
+    `routed` uses the router's likeliest task in place of the group's.
     """
 
     def score(batch: ScoringBatch) -> Tensor:
-        tasks, rewards = (
-            batch.likeliest if routed else batch.tasks,
-            batch.embeddings.new_empty(len(batch.owner)).float(),
-        )
+        tasks = batch.likeliest if routed else batch.tasks
+        rewards = batch.embeddings.new_empty(len(batch.owner)).float()
         for task in dict.fromkeys(tasks):
             rows = [n for n, q in enumerate(batch.owner.tolist()) if tasks[q] == task]
             model = models[task]
@@ -196,11 +185,7 @@ def by_task(models: Mapping[str, Head] | Mapping[str, BranchScorer], routed: boo
 
 
 def stored_heads(run: Run, prefix: str) -> dict[str, Head]:
-    """Return task → head of the step `phase1`, which the step `routing` may have replaced in the model.
-
-    Args:
-        prefix: the prefix of the head's tensors in the step's state.
-    """
+    """Return task → head of the step `phase1`, which the step `routing` may have replaced in the model."""
     heads: dict[str, Head] = {}
     for task in run.model.config.tasks:
         state, start = run.stored(step_name("phase1", task)), f"{prefix}."

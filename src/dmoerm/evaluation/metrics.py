@@ -158,29 +158,23 @@ def compare(
     )
 
 
-def capability_accuracy(
-    scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, dict[str, Estimate]]:
+def capability_accuracy(scored: Sequence[ScoredGroup], seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """Estimate the accuracy of each capability's expert; leave out capabilities without human-ordered pairs."""
     return {
         task: {
-            name: _estimate(name, [_Shares.of(f"{task}/{name}", counts, seed, resamples)])
-            for name, counts in capabilities.items()
+            name: _estimate(name, [_Shares.of(f"{task}/{name}", counts, seed)]) for name, counts in capabilities.items()
         }
         for task, capabilities in capability_counts(scored).items()
     }
 
 
-def pooled_accuracy(
-    rows: Iterable[OrderedPairs], method: str, name: str, seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate | None:
+def pooled_accuracy(rows: Iterable[OrderedPairs], method: str, name: str, seed: int = 0) -> Estimate | None:
     """Estimate a method's accuracy on the pairs of all rows together; None if there is no pair.
 
-    Args:
-        name: the name of these pairs, which seeds the bootstrap.
+    The name of these pairs seeds the bootstrap.
     """
     counts = count_pairs(rows)
-    return counts and _estimate(method, [_Shares.of(name, counts, seed, resamples)])
+    return counts and _estimate(method, [_Shares.of(name, counts, seed)])
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
@@ -207,7 +201,7 @@ class _Shares(NamedTuple):
     drawn: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, name: str, counts: PairCounts, seed: int, resamples: int) -> _Shares:
+    def of(cls, name: str, counts: PairCounts, seed: int, resamples: int = RESAMPLES) -> _Shares:
         """Resample by a random stream of the name, which does not depend on the other tasks."""
         return cls(counts, resample(counts, [seed, zlib.crc32(name.encode())], resamples))
 

@@ -297,9 +297,9 @@ def routing_notes(metrics: Mapping[str, float | None], tasks: Collection[str]) -
     notes: list[str] = []
     pairs = sorted((name for name in known if name.startswith("confused/")), key=lambda name: -known[name])
     for name in pairs[:_NAMED_PAIRS]:
-        _, *folders = name.split("/")
-        cost = known["/".join(("cost", *folders))]
-        a, b = (names.get(folder, folder) for folder in folders)
+        _, pair = name.split("/", 1)
+        cost = known[f"cost/{pair}"]
+        a, b = (names.get(folder, folder) for folder in pair.split("/"))
         notes.append(
             f"The router takes {known[name]:.0%} of the prompts of {a} and {b} for the other kind. With the task "
             f"given, accuracy on the two is {100 * abs(cost):.1f} points {'higher' if cost > 0 else 'lower'} "

@@ -72,21 +72,19 @@ class RowScorer:
             DataError: the model does not have the task, or a weight or the risk is invalid; while the rows are read,
                 a query cannot be scored, or with `best`, a reward is not finite.
         """
-        model = self.model
         if self.task is not None:
-            model.task_model(self.task)
+            self.model.task_model(self.task)
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
         else:
             queries = self._with_known_tasks(queries)
-        check_weights(self.weights, model.config.tasks, [self.task])
+        check_weights(self.weights, self.model.config.tasks, [self.task])
         check_risk(self.risk)
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
-        scored = model.score_stream(queries, self.batch_tokens, self.deterministic, self.weights, self.risk)
+        scored = self.model.score_stream(queries, self.batch_tokens, self.deterministic, self.weights, self.risk)
         return (self._row(query, scores) for query, scores in scored)
 
     def _with_known_tasks(self, queries: Iterable[Query]) -> Iterator[Query]:
-        """Yield the queries without tasks that the model does not have; the router decides for these."""
         tasks, unknown = self.model.config.tasks, set[str]()
         for query in queries:
             if (task := query.task) is None or task in tasks:
@@ -99,7 +97,6 @@ class RowScorer:
             yield query.model_copy(update={"task": None})
 
     def _scorable(self, queries: Iterable[Query], on_bad: OnBad) -> Iterator[Query]:
-        """Yield the queries that the model accepts: their texts are not too long."""
         for query in queries:
             try:
                 self.model.encoder.encode(query)
@@ -225,20 +222,13 @@ def _parquet(path: Path, best: bool) -> Iterator[Write]:
 
 
 class Shard(BaseModel):
-    """Consecutive rows of one file, which can be read without the rows before them.
-
-    Attributes:
-        first: the number of its first line, from 1.
-        start: the byte offset of the first line; 0 for formats without lines.
-        lines: the number of lines, including blank ones.
-        rows: the number of rows.
-    """
+    """Consecutive rows of one file, which can be read without the rows before them."""
 
     model_config = ConfigDict(frozen=True)
     file: str
-    first: int = 1
-    start: int = 0
-    lines: int = 0
+    first: int = 1  # the number of its first line
+    start: int = 0  # the byte offset of the first line; 0 for formats without lines
+    lines: int = 0  # including blank ones
     rows: int
 
     def read(self) -> Iterator[PlacedRow]:

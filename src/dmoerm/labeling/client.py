@@ -104,17 +104,15 @@ class JudgeClient:
         return JudgeAnswer("unanswered", reason=reason, attempts=attempts)
 
     def _answer(self, completion: ChatCompletion, seconds: float, attempts: int) -> JudgeAnswer:
-        choice = completion.choices[0]
-        usage = completion.usage
+        choice, usage = completion.choices[0], completion.usage
         prompt = max(int(usage.prompt_tokens), 0) if usage else 0
         written = max(int(usage.completion_tokens), 0) if usage else 0
         usage_of = (prompt, written, self.endpoint.cost(prompt, written), seconds, attempts)
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return JudgeAnswer("refused", None, (), str(choice.message.refusal or "content filter"), *usage_of)
-        content = (choice.logprobs and choice.logprobs.content) or ()
         tokens = tuple(
             Token(str(token.token), {str(top.token): float(top.logprob) for top in token.top_logprobs})
-            for token in content
+            for token in (choice.logprobs and choice.logprobs.content) or ()
         )
         text = choice.message.content or ""
         if not isinstance(text, str):  # the openai library does not validate types

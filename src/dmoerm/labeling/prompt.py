@@ -36,6 +36,7 @@ _SPECIAL = re.compile(
     r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)|<(?=</?SYS>>)|\[(?=/?INST\])",
     re.IGNORECASE,
 )
+_MAX_CHARACTERS = 12_000  # of each text
 _ELLIPSIS = " […] "
 _FENCE = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)```", re.S)
 _NOT_A_LETTER = re.compile(r"[^A-Za-z]")
@@ -119,7 +120,6 @@ def judge_messages(
     second: str,
     capabilities: Mapping[str, Capability],
     language: str = "en",
-    max_characters: int = 12_000,
 ) -> list[dict[str, str]]:
     """Return the chat messages of one question. Equal arguments give equal messages.
 
@@ -128,12 +128,13 @@ def judge_messages(
         first, second: the responses in the order in which they are shown.
         capabilities: name → title and rubric, for one or more capabilities.
         language: `zh`; any other value selects English.
-        max_characters: limit per text. A longer conversation is cut at its beginning, a longer response in its middle.
+
+    A long conversation is cut at its beginning, a long response in its middle.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
     turns = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in messages_of(prompt))
-    texts = [turns if len(turns) <= max_characters else _ELLIPSIS + turns[-max_characters:]]
-    texts += [_cut_middle(neutralize(text), max_characters) for text in (first, second)]
+    texts = [turns if len(turns) <= _MAX_CHARACTERS else _ELLIPSIS + turns[-_MAX_CHARACTERS:]]
+    texts += [_cut_middle(neutralize(text)) for text in (first, second)]
     word = _delimiter_word(texts)
     rubrics = "\n".join(f"- {name} ({entry.title}): {entry.rubric}" for name, entry in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
@@ -160,8 +161,9 @@ def neutralize(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"{match[0]} ", text)
 
 
-def _cut_middle(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit // 2] + _ELLIPSIS + text[-(limit // 2) :]
+def _cut_middle(text: str) -> str:
+    half = _MAX_CHARACTERS // 2
+    return text if len(text) <= _MAX_CHARACTERS else text[:half] + _ELLIPSIS + text[-half:]
 
 
 def _delimiter_word(texts: Sequence[str]) -> str:

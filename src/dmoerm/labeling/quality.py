@@ -28,7 +28,6 @@ class LabelQuality:
     """Statistics of one judge's labels on one capability. Shares of an empty set are None.
 
     Attributes:
-        judge, task, capability: what the statistics are about.
         pairs: number of labels.
         consistency: share of labels with equal verdicts in both orders, among those with a verdict in both.
         shown_first: share of verdicts in favor of the response shown first, ties left out; 0.5 without position bias.
@@ -72,15 +71,13 @@ class LabelQuality:
 
 @dataclass(frozen=True)
 class _ComparedLabel:
-    """A label and people's verdict on the same pair."""
-
     label: CapabilityLabel
     group: Group | None
     people: Outcome | None
 
     @property
     def verdicts(self) -> list[tuple[Outcome, bool]]:
-        """The readable verdicts, each with whether `first` was shown first."""
+        """The readable verdicts, and whether `first` was shown first."""
         both = ((self.label.given, True), (self.label.swapped, False))
         return [(outcome, given) for outcome, given in both if outcome in PROBABILITIES]
 

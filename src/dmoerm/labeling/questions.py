@@ -126,11 +126,10 @@ class QuestionFormat:
         if self.overall:
             return [{OVERALL: _OVERALL.get(self._language, _OVERALL["en"])}]
         entry = self.taxonomy.tasks.get(task or "") if self.taxonomy else None
-        if entry is None or not entry.capabilities:
-            return []
+        capabilities = entry.capabilities if entry else {}
         if self.group_capabilities:
-            return [entry.capabilities]
-        return [{name: capability} for name, capability in entry.capabilities.items()]
+            return [capabilities] if capabilities else []
+        return [{name: capability} for name, capability in capabilities.items()]
 
     @property
     def _language(self) -> str:
@@ -141,7 +140,6 @@ class QuestionFormat:
         return f"{model}/together" if self.group_capabilities and not self.overall else model
 
     def messages(self, pair: ResponsePair, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
-        """Return the chat messages of one question; `pair.first` is shown first."""
         shown = pair.group.responses[pair.first], pair.group.responses[pair.second]
         return judge_messages(pair.group.prompt, *shown, capabilities, self._language)
 

@@ -146,7 +146,6 @@ class _LabelingRun:
     _example: str = ""  # the last unusable answer, or the last error
 
     async def work(self) -> None:
-        """Send one question after another until none remains or the run has ended."""
         while self.error is None and not self._budget_exhausted and (question := next(self.remaining, None)):
             cost = estimate_cost(question, self.client.endpoint)[2]
             if self._may_send(question, cost):
@@ -214,16 +213,14 @@ class _LabelingRun:
             self.error = LabelingError(f"{self._unusable_in_a_row} answers in a row are unusable; {self._example}")
 
     def nothing_usable(self) -> LabelingError | None:
-        """Return an error if the run is over and no question has a usable answer."""
-        statistics = self.statistics
-        if self._any_usable or statistics.elsewhere or not self._example:
+        tally = self.statistics
+        if self._any_usable or tally.elsewhere or not self._example:
             return None
-        total = statistics.answered + statistics.refused + statistics.failed + statistics.known + statistics.unanswered
+        total = tally.answered + tally.refused + tally.failed + tally.known + tally.unanswered
         return LabelingError(f"none of {total} questions has a usable answer; {self._example}")
 
 
 def _description(answer: JudgeAnswer) -> str:
-    """Describe an unusable answer and what can be done about it."""
     if answer.status != "answered":
         return f"the last call {'was refused' if answer.status == 'refused' else 'failed'}: {answer.reason}"
     text = answer.text or ""

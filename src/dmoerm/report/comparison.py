@@ -26,13 +26,12 @@ _CALIBRATED = ("dmoerm", "general", "per_task_routed")
 
 def comparison_section(comparison: Comparison) -> Section:
     """Show the methods on the same held-out prompts."""
-    text = ""
+    lead = []
     if mean := comparison.accuracy["dmoerm"].get(MEAN):
-        text = f"The mean accuracy of dmoerm is {in_words(mean)}"
-        if difference := comparison.paired.get("dmoerm - general", {}).get(MEAN):
-            text += f", {in_words(difference)} against the single model"
-        text += "."
-    return make_section("Comparison of methods", [text], _blocks(comparison))
+        difference = comparison.paired.get("dmoerm - general", {}).get(MEAN)
+        against = f", {in_words(difference)} against the single model" if difference else ""
+        lead = [f"The mean accuracy of dmoerm is {in_words(mean)}{against}."]
+    return make_section("Comparison of methods", lead, _blocks(comparison))
 
 
 def _blocks(comparison: Comparison) -> Iterator[tuple[str, Iterable[Content]]]:

@@ -170,7 +170,6 @@ def router_contents(router: RouterResult) -> Iterator[Content]:
 
 
 def _routing(metrics: Mapping[str, float | None]) -> Iterator[Content]:
-    """Show how the router's probabilities are used, and what else was tried."""
     if "loss/top1" not in metrics:
         return
     temperature, weight = number(metrics["temperature"], "g").text, number(metrics["general_weight"], ".0%").text
