@@ -249,7 +249,7 @@ def _merge_capability(labels: Sequence[CapabilityLabel]) -> tuple[list[Capabilit
     posterior, confusion = dawid_skene(votes)
     accuracy = {judge: float((posterior.mean(0) * np.diag(confusion[j])).sum()) for j, judge in enumerate(verdicts)}
     consensus = []
-    for item, voted, (first, second, tie) in zip(items, votes.any((0, 2)), posterior, strict=True):
+    for item, voted, (first, second, tie) in zip(items, votes.sum((0, 2)), posterior, strict=True):
         if voted:
             outcome, p = _ORDER[int(np.argmax((first, second, tie)))], float(first + tie / 2)
             label = replace(item, judge="consensus", given=outcome, swapped=outcome, p_given=p, p_swapped=p)
