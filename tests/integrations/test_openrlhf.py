@@ -55,16 +55,6 @@ def test_the_source_may_be_a_server(loaded, reward_server, monkeypatch):
     assert actual["extra_logs"]["objective_qa/correctness"].tolist() == [0.0, 1.0]
 
 
-def test_single_queries_have_the_same_columns(loaded):
-    names = set()
-    for text in ("Hello.", "What is the capital of France?"):
-        prompt = CHATML.format(text)
-        actual = loaded.reward_func([prompt + "Yes.<|im_end|>"], [prompt], [None], extra="ignored")
-        assert all(value.item() is not None for value in actual["extra_logs"].values())
-        names.add(tuple(actual["extra_logs"]))
-    assert len(names) == 1
-
-
 def test_invalid_calls_are_errors(loaded, monkeypatch):
     with pytest.raises(DataError, match="does not contain its prompt"):
         rendered.response_text("other", "prompt")

@@ -120,15 +120,6 @@ def test_a_risk_without_uncertainties_is_refused(tiny_backbone, tmp_path):
         assert "gives no uncertainty" in answer.json()["error"]["message"]
 
 
-def test_prompts_may_be_many(http, trained_run):
-    queries = [Query(prompt=f"Question {i}?", responses=("Yes.", "No, " * (i + 1))) for i in range(9)]
-    items = [{"prompt": query.prompt, "responses": query.responses} for query in queries]
-    answer = http.post("/v1/score", json={"items": items}).json()
-    for item, query, scores in zip(answer["items"], queries, trained_run.model.score_queries(queries), strict=True):
-        assert item["id"] == query.id
-        assert [entry["reward"] for entry in item["scores"]] == rewards(scores)
-
-
 NEW_PROTOCOL = """
 from fastapi import APIRouter, Request
 from pydantic import BaseModel

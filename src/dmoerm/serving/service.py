@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -46,7 +47,7 @@ class Service:
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
         self._started = asyncio.Event()  # set once the model is loaded or cannot be loaded
-        self._loaded: tuple[Batcher, Transcript] | None = None
+        self._batcher: Batcher | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,7 +65,7 @@ class Service:
             batcher = Batcher(await asyncio.to_thread(self._load), self.settings, self.metrics)
             try:
                 await asyncio.to_thread(batcher.warm, _WARM_UP)
-                self._loaded = batcher, Transcript(batcher.model.encoder)
+                self._batcher = batcher
                 self._started.set()
                 logging.getLogger("dmoerm.serving").info("ready", extra={"model": self.name})
                 await batcher.run()
@@ -78,7 +79,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and warm, and its queue is worked off."""
-        return self._loaded is not None and self.failure is None
+        return self._batcher is not None and self.failure is None
 
     async def loaded(self) -> None:
         """Return once the model is loaded and warm. Raises `failure`."""
@@ -86,26 +87,23 @@ class Service:
         if self.failure is not None:
             raise self.failure
 
-    def _parts(self) -> tuple[Batcher, Transcript]:
-        if self._loaded is None:
-            message, headers = "the model is loading; try again in 1 s", {"Retry-After": "1"}
-            raise Refusal(503, message, "overloaded_error", headers)
-        return self._loaded
-
     @property
     def batcher(self) -> Batcher:
         """The model's queue. Raises `Refusal` until the model is loaded."""
-        return self._parts()[0]
+        if self._batcher is None:
+            message, headers = "the model is loading; try again in 1 s", {"Retry-After": "1"}
+            raise Refusal(503, message, "overloaded_error", headers)
+        return self._batcher
 
     @property
     def model(self) -> DMoERM:
         """The model. Raises `Refusal` until it is loaded."""
         return self.batcher.model
 
-    @property
+    @functools.cached_property
     def transcript(self) -> Transcript:
         """The parser of rendered conversations. Raises `Refusal` until the model is loaded."""
-        return self._parts()[1]
+        return Transcript(self.model.encoder)
 
     def card(self) -> dict[str, Any]:
         """Describe the model: its tasks and capabilities, and the limits of a request."""

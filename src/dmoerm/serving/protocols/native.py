@@ -14,7 +14,7 @@ from ...message import Message, Tool
 from ...schema import parse_query
 from ...scores import Score, unbound_reward
 from ..service import CurrentService
-from .inputs import examples
+from .inputs import NamedRequest, examples
 
 router = APIRouter(tags=["dmoerm"])
 _SCORE = {"task": "chitchat", "route": {"chitchat": 0.98, "objective_qa": 0.02}, "temperature": 1.2, "truncated": False}
@@ -38,11 +38,10 @@ class ScoreItem(BaseModel):
     tools: list[Tool] | None = Field(None, description="Definitions of the tools that the assistant can call.")
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(NamedRequest):
     """Prompts and their responses."""
 
     model_config = examples(_REQUEST, _REQUEST | {"weights": {"empathy": 2}, "risk": 0.5}) | ConfigDict(extra="forbid")
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(
         None,
@@ -83,15 +82,14 @@ async def score(request: Request, body: ScoreRequest, service: CurrentService) -
     compared = body.win_probabilities
 
     def answer() -> Response:  # takes half a second for a thousand responses, so other requests need the event loop
-        items = [_item(query.id, scores, compared) for query, scores in zip(queries, scored, strict=True)]
+        items = [
+            ItemScores(id=query.id, scores=scores, win_probabilities=win_probabilities(scores) if compared else None)
+            for query, scores in zip(queries, scored, strict=True)
+        ]
         whole = ScoreAnswer(model=service.name, items=items, usage={"tokens": request.state.tokens})
         return Response(whole.model_dump_json(), media_type="application/json")
 
     return await asyncio.to_thread(answer)
-
-
-def _item(id: str, scores: Sequence[Score], compared: bool) -> ItemScores:
-    return ItemScores(id=id, scores=[*scores], win_probabilities=win_probabilities(scores) if compared else None)
 
 
 def win_probabilities(scores: Sequence[Score]) -> list[list[float]]:
