@@ -53,19 +53,13 @@ Row = dict[str, Any]
 """One arrival: seconds and method → task → accuracy."""
 
 
-def arrivals_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options of measurements in which tasks arrive one after the other."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, print the table and store it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="human", help="the settings; its files are replaced by the arrivals")
     parser.add_argument("--arrival", nargs="+", default=ARRIVALS, help="files of one arrival, separated by commas")
     parser.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, print the table and store it."""
-    parser = arrivals_parser(__doc__)
     parser.add_argument("--name", default="", help="store the table as results/adding-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/adding"))
     options = parser.parse_args(arguments)
@@ -198,7 +192,9 @@ def summary(runs: Sequence[Sequence[Row]]) -> list[dict[str, str]]:
     """Return one row per arrival: the mean over seeds of the old tasks' accuracy before and after it, and seconds."""
     figures = []
     for number in range(1, len(runs[0])):
-        row = {"arrival": str(number + 1), "task": ", ".join(_new(runs[0][number]))}
+        first = runs[0][number]
+        new = [task for task in first["accuracy"]["dmoerm"] if task not in first["old"]]
+        row = {"arrival": str(number + 1), "task": ", ".join(new)}
         for method in ("dmoerm", "retrained", "continued"):
             then, now = ([_mean(rows[k], method, rows[number]["old"]) for rows in runs] for k in (number - 1, number))
             row[method] = f"{100 * np.mean(then):.1f} → {100 * np.mean(now):.1f}"
@@ -206,10 +202,6 @@ def summary(runs: Sequence[Sequence[Row]]) -> list[dict[str, str]]:
         row["changed groups"] = str(sum(rows[number]["changed"] for rows in runs))
         figures.append(row)
     return figures
-
-
-def _new(row: Row) -> list[str]:
-    return [task for task in row["accuracy"]["dmoerm"] if task not in row["old"]]
 
 
 def _mean(row: Row, method: str, tasks: Sequence[str]) -> float:

@@ -77,12 +77,9 @@ def graded_samples(config: Config, seeds: Sequence[int], least: int) -> dict[int
 def testbed_samples(
     config: Config, seeds: Sequence[int], count: int, per_task: int, prompts: int
 ) -> dict[int, list[Samples]]:
-    """Return seed → the same samples of testbed prompts that no seed's training part has.
+    """Return seed → the same `count` samples of each of `per_task` testbed prompts that no seed's training part has.
 
-    Args:
-        count: samples per prompt.
-        per_task: prompts per task.
-        prompts: testbed prompts per task of the runs.
+    `prompts` is the number of testbed prompts per task of the runs.
     """
     train = [group for seed in seeds for group in run_data(changed(config, {"seed": seed}), prompts).train]
     return dict.fromkeys(seeds, from_testbed(unseen_prompts(per_task, train), count))
@@ -90,7 +87,14 @@ def testbed_samples(
 
 def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
     """Draw `count` independent samples per prompt from the testbed's generator; samples may be equal."""
-    return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
+    drawn = []
+    for item in prompts:
+        texts = testbed.sample_responses(item, count, seed)
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        gold = np.array([testbed.gold_reward(item.task, item.prompt, text) for text in index])
+        query = Query(task=item.task, prompt=item.prompt, responses=tuple(index))
+        drawn.append(Samples(query, np.array([index[text] for text in texts]), gold))
+    return drawn
 
 
 def from_groups(groups: Iterable[Group], least: int) -> list[Samples]:
@@ -108,25 +112,15 @@ def from_groups(groups: Iterable[Group], least: int) -> list[Samples]:
             grades.setdefault(text, []).append(float(grade or 0.0))
         if len(grades) >= least:
             gold = np.array([fmean(given) for given in grades.values()])
-            kept.append(
-                Samples(
-                    Query(id=group.id, task=group.task, prompt=group.prompt, responses=tuple(grades)),
-                    np.arange(len(gold)),
-                    gold,
-                )
-            )
+            query = Query(id=group.id, task=group.task, prompt=group.prompt, responses=tuple(grades))
+            kept.append(Samples(query, np.arange(len(gold)), gold))
     if not kept:
         raise DataError(f"no group has {least} graded responses or more", field="responses", hint="lower --samples")
-    return _standardized(kept)
-
-
-def _standardized(samples: Sequence[Samples]) -> list[Samples]:
-    """Standardize gold to mean 0 and standard deviation 1 over each task's samples."""
     tasks: dict[str | None, list[NDArray[np.float64]]] = {}
-    for row in samples:
+    for row in kept:
         tasks.setdefault(row.query.task, []).append(row.gold)
     scales = {task: (np.concatenate(gold).mean(), np.concatenate(gold).std() or 1.0) for task, gold in tasks.items()}
-    return [replace(row, gold=(row.gold - mean) / std) for row in samples for mean, std in [scales[row.query.task]]]
+    return [replace(row, gold=(row.gold - mean) / std) for row in kept for mean, std in [scales[row.query.task]]]
 
 
 def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
@@ -139,14 +133,6 @@ def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[Pro
             raise DataError(f"{task} has {len(fresh)} prompts that no training part has", field="prompts", value=count)
         unseen += fresh[:count]
     return unseen
-
-
-def _with_gold(item: PromptItem, texts: Sequence[str]) -> Samples:
-    distinct = list(dict.fromkeys(texts))
-    index = {text: i for i, text in enumerate(distinct)}
-    gold = np.array([testbed.gold_reward(item.task, item.prompt, text) for text in distinct])
-    query = Query(task=item.task, prompt=item.prompt, responses=tuple(distinct))
-    return Samples(query, np.array([index[text] for text in texts]), gold)
 
 
 # --- best of n -----------------------------------------------------------------------------------------------------
@@ -190,13 +176,14 @@ def measure_best_of_n(
         ns: values of n; None: powers of two.
         prompts: testbed prompts per task of the runs.
         source: the source of the samples, in words.
-
-    Raises:
-        DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
     fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
-    checked = _checked_ns(ns, fewest)
+    checked = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
+    if wrong := [n for n in checked if not 1 <= n <= fewest]:
+        raise DataError(
+            f"cannot be estimated from {fewest} samples", field="n", value=wrong[0], hint=f"use 1 to {fewest}"
+        )
     measured = {}
     for name, changes in conditions.items():
         rows: dict[str, dict[int, list[ScoredSamples]]] = {}
@@ -219,14 +206,6 @@ def measure_best_of_n(
         samples=fewest,
         conditions=measured,
     )
-
-
-def _checked_ns(ns: Sequence[int] | None, fewest: int) -> tuple[int, ...]:
-    checked = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
-    if checked[-1] > fewest or checked[0] < 1:
-        value = checked[-1] if checked[-1] > fewest else checked[0]
-        raise DataError(f"cannot be estimated from {fewest} samples", field="n", value=value, hint=f"use 1 to {fewest}")
-    return checked
 
 
 def score_samples(suite: Suite, samples: Sequence[Samples]) -> list[ScoredSamples]:

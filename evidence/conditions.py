@@ -58,9 +58,7 @@ def experiment_config(name: str, overrides: Sequence[str], output: Path | None) 
 def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96) -> Config:
     """Return the settings of a run under a condition; write its data to `folder` if the condition changes them.
 
-    Args:
-        config: the settings, with their seed; without `data.files`, the data are the testbed's.
-        prompts: testbed prompts per task.
+    Without `data.files`, the data are `prompts` testbed prompts per task.
     """
     if unknown := [name for name in changes if "." not in name and name not in DATA]:
         raise ConfigError(f"unknown change {unknown[0]!r}; use a setting, named a.b, or one of {', '.join(DATA)}")

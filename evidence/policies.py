@@ -65,9 +65,6 @@ def optimize_policies(
         betas: weights of the KL penalty; empty: the one of `settings.rl`.
         drawn_prompts: testbed prompts per task to optimize on.
         prompts: testbed prompts per task that the reward models are trained and tested on.
-
-    Raises:
-        ConfigError: a method is unknown or does not score in the run's passes.
     """
     progress, chosen = Progress(), choose_methods(methods)
     drawn = _prompts(settings, seeds, drawn_prompts, prompts)
@@ -126,12 +123,9 @@ def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int, trained
 
 
 def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRun:
+    normalize, same_length = trajectory.scale.normalize, trajectory.gold_same_length
     points = [
-        {
-            **point.model_dump(),
-            "proxy": trajectory.scale.normalize(point.proxy),
-            "gold_same_length": trajectory.gold_same_length(point),
-        }
+        {**point.model_dump(), "proxy": normalize(point.proxy), "gold_same_length": same_length(point)}
         for point in trajectory.points
     ]
     fields = {
@@ -144,11 +138,7 @@ def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRu
 
 
 def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
-    """Average the seeds of each condition, method and KL weight, in the order of the runs.
-
-    Raises:
-        DataError: the seeds of a method were measured at different steps.
-    """
+    """Average the seeds of each condition, method and KL weight, in the order of the runs."""
     together: dict[tuple[str, str, float], list[PolicyRun]] = {}
     for run in runs:
         together.setdefault((run.condition, run.method, run.beta), []).append(run)

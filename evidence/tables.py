@@ -35,14 +35,15 @@ def short(results: Results) -> list[str]:
     main = [method for method in first if not method.startswith(("bagged", "laplace", "risk"))]
     order = sorted(main, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
     rows = []
-    for methods in _equal(
-        order, {m: {n: c["accuracy"].get(m, {}).get("mean") for n, c in conditions.items()} for m in order}
-    ):
+    means = {m: {n: c["accuracy"].get(m, {}).get("mean") for n, c in conditions.items()} for m in order}
+    for methods in _equal(order, means):
         cells = []
         for condition in conditions.values():
-            means = {method: row["mean"]["value"] for method, row in condition["accuracy"].items() if "mean" in row}
-            dmoerm = f"**{100 * means['dmoerm']:.1f}**"
-            cells.append(dmoerm if "dmoerm" in methods else _beside(methods[0], means, condition["paired"]))
+            mean, difference = condition["accuracy"].get(methods[0], {}).get("mean"), f"dmoerm - {methods[0]}"
+            if "dmoerm" in methods:
+                cells.append(f"**{_value(condition['accuracy']['dmoerm']['mean'])}**")
+            else:
+                cells.append(f"{_value(mean)} [{_points(condition['paired'][difference]['mean'])}]" if mean else "–")
         rows.append([" = ".join(f"**{m}**" if m == "dmoerm" else m for m in methods), *cells])
     seeds = len(next(iter(conditions.values()))["by_seed"])
     prompts = first["dmoerm"]["mean"]["prompts"]
@@ -86,23 +87,14 @@ def _value(estimate: Results | None) -> str:
     return f"{100 * estimate['value']:.1f}" if estimate else "–"
 
 
-def _beside(method: str, means: dict[str, float], paired: Results) -> str:
-    """Return a method's mean and how far DMoERM is above it."""
-    if method not in means:
-        return "–"
-    return f"{100 * means[method]:.1f} [{_points(paired[f'dmoerm - {method}']['mean'])}]"
-
-
 def _share(results: Results | None) -> str:
     return f"{100 * results['value']:.1f} ({100 * results['low']:.1f}–{100 * results['high']:.1f})" if results else "–"
 
 
 def _points(results: Results | None) -> str:
-    return (
-        f"{100 * results['value']:+.1f} ({100 * results['low']:+.1f} to {100 * results['high']:+.1f})"
-        if results
-        else "–"
-    )
+    if not results:
+        return "–"
+    return f"{100 * results['value']:+.1f} ({100 * results['low']:+.1f} to {100 * results['high']:+.1f})"
 
 
 def _best_of_n(results: Results) -> list[str]:
@@ -148,19 +140,8 @@ def _policies(results: Results) -> list[str]:
     settings = results["settings"]
     scale = f"{settings['steps']} steps of {settings['prompts_per_step']} × {settings['generations']} samples"
     lines = [f"Policy of {results['parameters']:,} parameters, {settings['algorithm'].upper()}, {scale}."]
-    heads = [
-        "condition",
-        "method",
-        "beta",
-        "seeds",
-        "KL, nats",
-        "gold: start",
-        "highest",
-        "end",
-        "at the same length",
-        "fall",
-        "fit's peak, √KL",
-    ]
+    heads = ["condition", "method", "beta", "seeds", "KL, nats", "gold: start", "highest", "end", "at the same length"]
+    heads += ["fall", "fit's peak, √KL"]
     rows = [
         [
             summary["condition"],
@@ -184,18 +165,14 @@ def _policies(results: Results) -> list[str]:
         "Gold at the end, dmoerm less the method: mean over seeds, and Student's 95 % interval from three seeds on:",
         "",
     ]
-    pairs = [
-        [condition, name, f"{d['value']:+.3f}{_interval(d)}"]
-        for condition, row in results["paired"].items()
-        for name, d in row.items()
-    ]
+    pairs = [[condition, name, _signed(d)] for condition, row in results["paired"].items() for name, d in row.items()]
     return [*lines, *_table(["condition", "pair", "difference"], pairs)]
 
 
-def _interval(difference: Results) -> str:
-    """Return the interval as text; empty if there is none, as with one seed."""
-    low, high = difference["low"], difference["high"]
-    return f" ({low:+.3f} to {high:+.3f})" if low < high else ""
+def _signed(difference: Results) -> str:
+    """Return a difference with its interval, which is left out if it has no width, as with one seed."""
+    value, low, high = (difference[end] for end in ("value", "low", "high"))
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" if low < high else f"{value:+.3f}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -145,13 +145,16 @@ class Meter:
             for p, text, reward, score in zip(self.prompts, texts, proxy, gold, strict=True)
         ]
         write_file(self.folder / "samples" / f"{step:05d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        by_task: dict[str, list[float]] = {}
+        for prompt, value in zip(self.prompts, gold, strict=True):
+            by_task.setdefault(prompt.task or "", []).append(value)
         by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
         return Point(
             step=step,
             proxy=float(np.mean(proxy)),
             gold=float(np.mean(gold)),
             gold_error=float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
-            gold_by_task=self._by_task(gold),
+            gold_by_task={task: float(np.mean(values)) for task, values in sorted(by_task.items())},
             gold_per_token=slope_within([prompt.task or "" for prompt in self.prompts], lengths, gold),
             kl=kl.kl,
             kl_error=kl.kl_error,
@@ -161,12 +164,6 @@ class Meter:
             distinct=len(set(texts)) / len(texts),
             empty=float(np.mean([not text for text in texts])),
         )
-
-    def _by_task(self, gold: Sequence[float]) -> dict[str, float]:
-        tasks: dict[str, list[float]] = {}
-        for prompt, value in zip(self.prompts, gold, strict=True):
-            tasks.setdefault(prompt.task or "", []).append(value)
-        return {task: float(np.mean(values)) for task, values in sorted(tasks.items())}
 
 
 def slope_within(tasks: Sequence[str], lengths: Sequence[int], gold: Sequence[float]) -> float:

@@ -71,10 +71,6 @@ def optimize(
         folder: the run's folder.
         method: the reward's name in the trajectory.
         depends_on: a description of the reward model's training; a stored run with another one is refused.
-
-    Raises:
-        ConfigError: TRL is missing, there are too few prompts, or the folder contains a run with other settings.
-        TrainingError: a reward is not finite.
     """
     try:
         from evidence.rl.trainers import TRAINERS

@@ -147,25 +147,14 @@ Reward = Callable[[Sequence[Query]], list[list[float]]]
 
 
 class RLPrompt(NamedTuple):
-    """A prompt for optimization or measurements.
-
-    Attributes:
-        task: the task's name; None if it is not known.
-        prompt: a text, or a conversation that ends with the user's turn.
-    """
+    """A prompt for optimization or measurements; `task` is None if it is not known."""
 
     task: str | None
     prompt: Prompt
 
 
 class Scale(BaseModel):
-    """Statistics of the rewards of the initial policy's samples.
-
-    Attributes:
-        mean: their mean.
-        std: their standard deviation within prompts.
-        lowest: the lowest of them.
-    """
+    """Statistics of the rewards of the initial policy's samples; `std` is within prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     mean: float
@@ -196,8 +185,13 @@ def raw_rewards(
             raise TrainingError(
                 f"step {step}: {len(values)} rewards for {len(members)} responses; fix the reward function"
             )
-        by_index |= dict(zip(members, (float(value) for value in values), strict=True))
-        _check(by_index, members, query, step)
+        for number, value in enumerate(values):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step}: the reward of response {number}, {shorten(query.responses[number])}, to the prompt "
+                    f"{shorten(query.prompt)} is {value}; fix the reward model, or lower its learning rate"
+                )
+        by_index |= dict(zip(members, map(float, values), strict=True))
     empty = _empty_reward(list(by_index.values()), scale)
     return [by_index.get(index, empty) for index in range(len(texts))]
 
@@ -207,15 +201,6 @@ def _empty_reward(rewards: Sequence[float], scale: Scale | None) -> float:
     if scale is not None:
         return min([*rewards, scale.lowest]) - scale.std
     return min(rewards) - float(np.std(rewards) or 1.0) if rewards else 0.0
-
-
-def _check(rewards: dict[int, float], indices: Sequence[int], query: Query, step: int) -> None:
-    for number, index in enumerate(indices):
-        if not math.isfinite(rewards[index]):
-            raise TrainingError(
-                f"step {step}: the reward of response {number}, {shorten(query.responses[number])}, to the prompt "
-                f"{shorten(query.prompt)} is {rewards[index]}; fix the reward model, or lower its learning rate"
-            )
 
 
 def measure_scale(rewards: Sequence[float], count: int) -> Scale:

@@ -34,9 +34,7 @@ __all__ = [
 ]
 
 
-def generate(
-    prompts_per_task: int = 48, responses: int = 4, seed: int = 0, annotators: int = 2, language: str = "en"
-) -> list[Group]:
+def generate(prompts_per_task: int = 48, responses: int = 4, seed: int = 0, annotators: int = 2) -> list[Group]:
     """Generate labeled groups, ordered by task.
 
     `scores` and `capabilities` are the first annotator's grades, so pairs of scores follow the Bradley–Terry model
@@ -49,13 +47,10 @@ def generate(
         responses: number of responses to a prompt, at least 2.
         seed: seed of prompts, responses and annotators.
         annotators: number of simulated annotators, at least 1.
-        language: only `en`.
 
     Raises:
         DataError: an argument is outside its range.
     """
-    if language != "en":
-        raise DataError("is not a language of the testbed", field="language", value=language, hint="use en")
     if responses < 2 or annotators < 1:
         raise DataError(
             "are too few",

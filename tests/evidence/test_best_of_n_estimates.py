@@ -123,13 +123,6 @@ def test_overoptimization_is_detected() -> None:
     assert bad.fit.model_copy(update={"peak_low": None, "peak_high": None}) == expected
 
 
-def test_three_points_are_enough_for_a_curve() -> None:
-    """Of n = 2, 3 and 4 the distances √KL are below 1."""
-    gold = np.array([[0.0, 1.0, 2.0, 3.0]] * 3)
-    assert summarize_prompts(gold, gold, [1, 2, 3, 4]).fit is not None
-    assert summarize_prompts(gold[:, :3], gold[:, :3], [1, 2, 3]).fit is None
-
-
 def test_a_curve_that_rises_has_no_interval_of_a_peak() -> None:
     d = np.sqrt(best_of_n_kl([1, 2, 4, 8]))
     gold = np.tile(d + 0.1 * d * d, (4, 1))

@@ -18,6 +18,7 @@ from dmoerm.errors import ConfigError
 from dmoerm.evaluation.methods import registered
 from dmoerm.schema import ordered_pairs
 from evidence.conditions import MERGED, condition_run, moved, prepared
+from evidence.methods.ablations import _SETTINGS
 
 GRADES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(float)), min_size=2, max_size=9)
 
@@ -118,8 +119,6 @@ def test_without_files_the_data_are_the_testbed(tmp_path: Path) -> None:
 
 
 def test_ablations_change_what_exists(config: Config, tmp_path: Path) -> None:
-    from evidence.methods.ablations import _SETTINGS
-
     for name, (_, changes) in _SETTINGS.items():
         assert prepared(config, changes, tmp_path / name) != config, name
 

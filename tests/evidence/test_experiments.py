@@ -16,7 +16,6 @@ from dmoerm.schema import Group, prompt_key
 from evidence import testbed
 from evidence.bon import (
     Samples,
-    default_ns,
     from_groups,
     from_testbed,
     measure_best_of_n,
@@ -154,11 +153,6 @@ def test_chunks_score_as_one_query_does(frozen_config: Config, samples: list[Sam
     (whole,) = suite.score([samples[0].query], keep=False)
     for method, rewards in scored.rewards.items():
         np.testing.assert_allclose(whole.rewards[method][samples[0].index], rewards, rtol=1e-3, atol=1e-4)
-
-
-def test_ns() -> None:
-    assert default_ns(8) == [1, 2, 4, 8]
-    assert default_ns(12_500)[-2:] == [8192, 12_500]
 
 
 def test_an_invalid_n_is_refused(frozen_config: Config, samples: list[Samples]) -> None:

@@ -10,7 +10,7 @@ from dmoerm.errors import ConfigError, TrainingError
 from evidence.policies import _policy_run
 from evidence.rl import Point, RLConfig, Trajectory, draw_prompts, optimize
 from evidence.rl.measuring import slope_within
-from evidence.rl.optimize import _order, _split
+from evidence.rl.optimize import _split
 from evidence.rl.sampling import Scale
 
 
@@ -110,15 +110,6 @@ def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
     assert _split(prompts, 20)[1][:10] == held_out
     with pytest.raises(ConfigError, match="leave none for training"):
         _split(prompts, 40)
-
-
-def test_every_step_has_its_prompts():
-    settings = tiny_settings(steps=7, prompts_per_step=3)
-    order = _order(5, settings)
-    assert len(order) == 21
-    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
-    assert order != _order(5, tiny_settings(steps=7, prompts_per_step=3, seed=1))
-    assert order[:15] == _order(5, tiny_settings(steps=5, prompts_per_step=3))  # a longer run begins as a shorter one
 
 
 def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):

@@ -14,10 +14,8 @@ from dmoerm.errors import TrainingError
 from evidence.rl import RLConfig, RLPrompt
 from evidence.rl.policy import load_policy
 from evidence.rl.sampling import (
-    Sample,
     Scale,
     TRLReward,
-    _sample,
     divergence,
     isolated_randomness,
     log_probabilities,
@@ -50,14 +48,6 @@ def test_log_probabilities_are_those_of_sampling(policy):
     logits = model(torch.tensor([samples[0].prompt])).logits[0, -1].detach()
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     assert abs(float(-chosen.mean() - entropy)) < 0.6  # the mean surprise of samples is the entropy
-
-
-def test_a_sample_ends_with_its_end_token(policy):
-    _, tokenizer = load_policy(policy)
-    end, word = tokenizer.eos_token_id, tokenizer(" the")["input_ids"]
-    assert _sample(tokenizer, [1], [*word, end, 9, end]) == Sample([1], [*word, end], "the", True)
-    assert _sample(tokenizer, [1], [end]).text == ""
-    assert not _sample(tokenizer, [1], word).ended
 
 
 def test_random_numbers_outside_go_on():

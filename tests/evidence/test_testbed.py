@@ -26,7 +26,6 @@ from evidence.testbed import (
 from evidence.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
 from evidence.testbed.compose import fill
 from evidence.testbed.evidence import COUNTED_WORDS, evidence, families_of
-from evidence.testbed.gold import WEIGHTS
 from evidence.testbed.phrases import FAMILIES
 
 each_task = pytest.mark.parametrize("task", TASKS)
@@ -92,11 +91,6 @@ def test_groups_are_native_rows_with_every_label():
         assert parse_group(group.model_dump()) == group
 
 
-def test_the_weight_table_names_every_capability_but_correctness():
-    for task in TASKS:
-        assert {"correctness", *WEIGHTS[task]} >= set(CAPABILITIES[task]) >= set(WEIGHTS[task])
-
-
 @each_task
 def test_prompts_are_distinct_plentiful_and_only_appended_to(task: str):
     items = prompts(task, 300, seed=0)
@@ -111,8 +105,6 @@ def test_asking_for_what_is_not_there_says_so():
         prompts("objective_qa", 10**6)
     with pytest.raises(DataError, match="roleplay"):
         prompts("cooking")
-    with pytest.raises(DataError, match="use en"):
-        generate(2, 2, language="xx")
     with pytest.raises(DataError, match="too few"):
         generate(2, 1)
     with pytest.raises(DataError, match="is not a task of the testbed"):
@@ -152,11 +144,6 @@ def test_grades_and_gold_lie_in_the_unit_interval_for_any_text(task: str):
         assert set(grades) == set(CAPABILITIES[task])
         assert all(0 <= value <= 1 for value in grades.values())
         assert 0 <= reward < 0.15
-
-
-@each_task
-def test_gold_takes_prompts_from_elsewhere(task: str):
-    assert 0 <= gold_reward(task, "Why is the sky blue?", "The sky is blue because short waves scatter most.") <= 1
 
 
 @each_task

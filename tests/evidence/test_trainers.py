@@ -72,12 +72,6 @@ def test_generalized_advantages(decay):
         assert not found[row, length:].any()
 
 
-def test_without_a_critic_and_decay_the_advantage_is_the_later_reward():
-    rewards = torch.tensor([[0.0, 0.0, 3.0]])
-    found = generalized_advantages(rewards, torch.zeros(1, 3), torch.ones(1, 3), decay=1.0)
-    assert found.tolist() == [[3.0, 3.0, 3.0]]
-
-
 def test_a_value_does_not_see_its_own_token(policy):
     """The values are those of the states before each token, whatever the token and its successors are."""
     model, _ = load_policy(policy)
