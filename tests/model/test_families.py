@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import backbones_page
 
 RESPONSES = ["Fine, thanks.", "No.", "I am well, and you? " * 4]
-# The first one of each kind of part runs always, the others run with --slow.
+# One family of each form of layers; the other packed families are slow tests.
 ALWAYS = ["deepseek_v3", "phi3", "qwen3_5_text", "gemma3n", "qwen3_vl", "internvl", "modernbert", "deberta-v2"]
 OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(PACKED - set(ALWAYS))]
 
