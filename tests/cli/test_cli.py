@@ -2,7 +2,6 @@ import errno
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,13 +52,20 @@ print([name for name in ("torch", "transformers", "numpy", "dmoerm.cli.run") if 
     assert done.stdout.strip() == "[]"
 
 
-def test_help_is_fast() -> None:
-    code = "import sys; sys.argv = ['dmoerm', '--help']; from dmoerm.cli import main; main()"
-    start = time.perf_counter()
+def test_the_help_of_a_command_imports_nothing_that_takes_long() -> None:
+    code = """
+import sys
+from typer.testing import CliRunner
+
+from dmoerm.cli import COMMANDS, app
+for name in COMMANDS:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output, result.output
+slow = ("torch", "transformers", "datasets", "scipy.stats", "fastapi", "matplotlib", "ray")
+print([name for name in slow if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 3  # the promise is 0.5 s on an idle machine
-    for name in ("data", "train", "eval", "score", "demo"):
-        assert name in done.stdout
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_real_command_says_one_line_and_exits_with_1(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_an_open_door_is_warned_of(tmp_path):
 )
 def test_the_hosts_are_those_of_the_options(trained_run, tmp_path, monkeypatch, options, hosts):
     given = []
-    monkeypatch.setattr("dmoerm.cli.serve.serve", lambda load, settings, **_: given.append(settings))
+    monkeypatch.setattr("dmoerm.serving.serve", lambda load, settings, **_: given.append(settings))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("k")
     assert invoke(str(trained_run.folder), *options).exit_code == 0

@@ -1,7 +1,7 @@
 """The command line `dmoerm`; `dmoerm --help` lists the commands.
 
-A command's module is imported when the command is chosen, so that `dmoerm --help` and completion answer quickly and
-modules have their imports at the top. Results are printed to the standard output, progress and errors to the standard
+`--help` and completion answer quickly: a command's module is imported when the command is chosen, and what the command
+uses when it runs (`options.lazily`). Results are printed to the standard output, progress and errors to the standard
 error stream.
 """
 

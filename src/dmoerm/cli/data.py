@@ -14,14 +14,18 @@ from ..data.statistics import NO_TASK, data_statistics
 from ..errors import BackboneError, ConfigError
 from ..io.paths import write_file
 from ..names import ONE_TASK
-from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped
+from .models import quieten
+from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped, lazily
 from .tables import plain_table, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..chat.encoding import Encoder
-    from ..training.suspects import JudgedLabel
+    from .. import training
+    from ..chat import encoding
+    from ..model import backbone as backbones
+else:
+    training, encoding, backbones = lazily("training", "chat.encoding", "model.backbone")
 
 app = typer.Typer(no_args_is_help=True, help="Check preference data, and find doubtful labels.")
 
@@ -58,19 +62,16 @@ def check(
         raise typer.Exit(1)
 
 
-def _encoder(config: str | None, backbone: str | None) -> Encoder:
+def _encoder(config: str | None, backbone: str | None) -> encoding.Encoder:
     """Return the encoder of a config or a backbone; one that truncates what `truncation: error` would reject."""
     from transformers import AutoConfig, AutoTokenizer
-
-    from ..chat.encoding import Encoder
-    from ..model.backbone import backbone_folder
 
     settings = load_config(config) if config else Config()
     path = backbone or settings.backbone.path
     if path.endswith(".gguf"):
         folder, options = str(Path(path).parent), {"gguf_file": Path(path).name}
     else:
-        folder, options = backbone_folder(path), {}
+        folder, options = backbones.backbone_folder(path), {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         limit = getattr(AutoConfig.from_pretrained(folder, **options), "max_position_embeddings", None)
@@ -79,7 +80,7 @@ def _encoder(config: str | None, backbone: str | None) -> Encoder:
     changes: dict[str, Any] = {"truncation": "keep_both"} if settings.encoding.truncation == "error" else {}
     if config is None and not tokenizer.chat_template:
         changes["template"] = "plain"
-    return Encoder(tokenizer, settings.encoding.model_copy(update=changes), limit)
+    return encoding.Encoder(tokenizer, settings.encoding.model_copy(update=changes), limit)
 
 
 def _tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -171,14 +172,10 @@ def suspects(
     capabilities: Annotated[bool, typer.Option(help="Also the labels of capabilities.")] = True,
 ) -> None:
     """Write the pairs whose labels a model that was not trained on them contradicts most."""
-    from ..training.run import load_run  # torch: `check` does without
-    from ..training.suspects import judge_labels
-    from .models import quieten
-
     quieten()
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: has no config.yaml; give the folder of a run, not of a model")
-    judged = judge_labels(load_run(run, load_config(run / "config.yaml")), capabilities)
+    judged = training.judge_labels(training.load_run(run, load_config(run / "config.yaml")), capabilities)
     doubtful = [label for label in judged if label.probability < 0.5]
     written = doubtful[:limit]
     write_file(out, "".join(json.dumps(_suspect(label), ensure_ascii=False) + "\n" for label in written))
@@ -187,7 +184,7 @@ def suspects(
     console.print(f"wrote {len(written)} to {out}", soft_wrap=True)
 
 
-def _suspect(label: JudgedLabel) -> dict[str, Any]:
+def _suspect(label: training.JudgedLabel) -> dict[str, Any]:
     """Return a row that every command reads: the labeled pair, the preferred response first."""
     fields, pair = {"id", "prompt", "source", "tools"}, label.pair
     group = label.group.model_dump(mode="json", include=fields, exclude_none=True)

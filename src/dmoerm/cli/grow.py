@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigError
 from ..io.paths import model_folder
-from ..model import DMoERM
-from ..training.grow import add_task, change_capability, merge_models, remove_tasks
 from .models import load_model, quieten
-from .options import Overrides
+from .options import Overrides, lazily
+
+if TYPE_CHECKING:
+    from .. import training
+    from ..model import DMoERM
+else:
+    (training,) = lazily("training")
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the changed model; it must not exist.")]
@@ -35,7 +39,7 @@ def add(
     if capability is not None:
         return _change_capability(model, capability, "add", overrides, output, in_place)
     folder, target = target_folders(model, output, in_place)
-    return print_tasks(add_task(folder, str(task), overrides or (), target), target)
+    return print_tasks(training.add_task(folder, str(task), overrides or (), target), target)
 
 
 def retrain(
@@ -65,7 +69,7 @@ def remove(
         raise ConfigError(f"--set {overrides[0]}: removing a task trains nothing; leave the setting out")
     folder, target = target_folders(model, output, in_place)
     loaded = load_model(str(folder))
-    remove_tasks(loaded, tasks or (), target)
+    training.remove_tasks(loaded, tasks or (), target)
     return print_tasks(loaded, target)
 
 
@@ -78,7 +82,7 @@ def merge(
     """Join tasks that were trained apart on the same trunk."""
     folder, target = target_folders(model, output, in_place)
     loaded, joining = load_model(str(folder)), [(str(other), load_model(str(other))) for other in others]
-    merge_models(loaded, joining, target, str(model))
+    training.merge_models(loaded, joining, target, str(model))
     print_tasks(loaded, target)
 
 
@@ -94,7 +98,7 @@ def _change_capability(
     if not (task and separator and name):
         raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
     folder, target = target_folders(model, output, in_place)
-    print_tasks(change_capability(folder, task, name, change, overrides or (), target), target)
+    print_tasks(training.change_capability(folder, task, name, change, overrides or (), target), target)
 
 
 def _check_one(task: object, capability: object) -> None:

@@ -6,22 +6,25 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from ..config import load_config
 from ..data.columns import columns_of, parse_columns
-from ..data.proposal import Proposal, propose
 from ..data.recipe import choose_recipe, config_text
-from ..data.splits import load_splits
 from ..data.values import as_name
 from ..errors import ConfigError
 from ..io.paths import write_file
 from ..taxonomy import draft_taxonomy
-from .options import Format, Map
+from .options import Format, Map, lazily
 from .tables import plain_table, screen
+
+if TYPE_CHECKING:
+    from ..data import proposal as proposals
+    from ..data import splits
+else:
+    proposals, splits = lazily("data.proposal", "data.splits")
 
 
 def command(
@@ -42,12 +45,16 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Propose tasks, a taxonomy and a recipe for preference data, and write a config that trains on it."""
+    import torch
+
     config = out or Path(f"{_stem(files[0])}.yaml")
     taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
     if not force and (existing := [str(file) for file in (config, taxonomy, copy) if file.exists()]):
         raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
     columns = parse_columns(map or (), files)
-    proposal = propose(files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters)
+    proposal = proposals.propose(
+        files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     recipe = choose_recipe(proposal.groups, cores, gpu, backbone is not None)
@@ -69,7 +76,7 @@ def command(
         "backbone.path": backbone,
     }
     write_file(config, config_text(proposal, recipe, settings))
-    load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
+    splits.load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     console = screen()
     written = [config, taxonomy, *([copy] if proposal.changed else [])]
     sources = list(zip(files, proposal.formats, strict=True))
@@ -105,7 +112,7 @@ def _stem(file: str) -> str:
     return as_name(PurePath(file).name.removesuffix(".gz").rsplit(".", 1)[0])
 
 
-def _reading(proposal: Proposal, split: str) -> dict[str, str | None]:
+def _reading(proposal: proposals.Proposal, split: str) -> dict[str, str | None]:
     """Return the settings by which `train` reads the sources, or their copy, as `init` did."""
     if proposal.changed:
         return {"data.format": "native"}
@@ -114,7 +121,7 @@ def _reading(proposal: Proposal, split: str) -> dict[str, str | None]:
     return {"data.format": known, "data.split": None if split == "train" else split, "data.task": proposal.one_task}
 
 
-def _tasks(proposal: Proposal) -> list[Sequence[object]]:
+def _tasks(proposal: proposals.Proposal) -> list[Sequence[object]]:
     rows = []
     for task in sorted({group.task for group in proposal.groups if group.task}):
         members = [group for group in proposal.groups if group.task == task]

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,7 +22,6 @@ from ..data.rows import open_rows
 from ..errors import ConfigError
 from ..io.paths import write_file
 from ..labeling.collect import collect_labels, recorded_labels
-from ..labeling.quality import label_quality, merge_judges
 from ..labeling.questions import (
     Endpoint,
     Question,
@@ -38,8 +37,13 @@ from ..labeling.store import AnswerStore
 from ..labels import CapabilityLabel, mismatch, read_labels, unmatched_labels, write_labels
 from ..schema import Group
 from ..taxonomy import Taxonomy, load_taxonomy
-from .options import JsonFile, RowOptions, RunByDefault, grouped, note
+from .options import JsonFile, RowOptions, RunByDefault, grouped, lazily, note
 from .tables import quality_table, screen
+
+if TYPE_CHECKING:
+    from ..labeling import quality
+else:
+    (quality,) = lazily("labeling.quality")
 
 _SHOWN_REASONS = 5
 
@@ -250,10 +254,10 @@ def report(
         note(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
     accuracies: dict[str, float] = {}
     if consensus is not None:
-        merged, accuracies = merge_judges(rows)
+        merged, accuracies = quality.merge_judges(rows)
         write_labels(consensus, merged)
         rows += merged
-    qualities = label_quality(rows, groups)
+    qualities = quality.label_quality(rows, groups)
     console = screen()
     for table in quality_table(qualities):
         console.print(table)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from transformers.utils import logging
 
 from ..config import BackboneConfig, apply_override, validated
 from ..errors import ConfigError
 from ..io.paths import model_folder
-from ..model import DMoERM
-from ..model.loading import prepare_kernels
-from ..model.memory import Survey, survey
-from ..model.tensor_parallel import follow, lead, parallelize
-from ..training.processes import device, rank
-from .options import Overrides
+from .options import Overrides, lazily
+
+if TYPE_CHECKING:
+    from .. import training
+    from ..model import dmoerm, loading, memory, tensor_parallel
+else:
+    training, dmoerm, loading = lazily("training", "model.dmoerm", "model.loading")
+    memory, tensor_parallel = lazily("model.memory", "model.tensor_parallel")
 
 
 def quieten() -> None:
     """Turn off the messages and progress bars of transformers; commands show their own."""
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -33,7 +36,7 @@ def load_model(
     quantization: str = "none",
     divide: bool = False,
     device: str | None = None,
-) -> DMoERM:
+) -> dmoerm.DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name, without the messages of the libraries.
 
     Args:
@@ -49,13 +52,13 @@ def load_model(
         CheckpointError: the model does not exist.
     """
     quieten()
-    prepare_kernels(deterministic)
+    loading.prepare_kernels(deterministic)
     if divide and processes() > 1:
         if quantization != "none":
             raise ConfigError("several processes divide a model; leave out --quantization, or start one")
         return _divided(model_folder(path), dtype)
     options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
-    return DMoERM.from_pretrained(model_folder(path), **options)
+    return dmoerm.DMoERM.from_pretrained(model_folder(path), **options)
 
 
 def follows() -> bool:
@@ -68,15 +71,15 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _divided(folder: str | Path, dtype: str | None) -> DMoERM:
+def _divided(folder: str | Path, dtype: str | None) -> dmoerm.DMoERM:
     """Load a model and divide it over all processes; processes other than 0 follow and then exit."""
-    current = device()  # starts the communication
-    model = DMoERM.from_pretrained(folder, dtype=dtype)
-    parallelize(model, current)
-    if rank():
-        follow(model)
+    current = training.device()  # starts the communication
+    model = dmoerm.DMoERM.from_pretrained(folder, dtype=dtype)
+    tensor_parallel.parallelize(model, current)
+    if training.rank():
+        tensor_parallel.follow(model)
         raise typer.Exit
-    lead(model)
+    tensor_parallel.lead(model)
     return model
 
 
@@ -103,7 +106,7 @@ def check(
     if other := settings.keys() - {"backbone"}:
         raise ConfigError(f"--set {other.pop()}: only settings of backbone matter here; leave the setting out")
     backbone = validated(BackboneConfig, settings["backbone"], "--set backbone")
-    result = survey(backbone, tasks)
+    result = memory.survey(backbone, tasks)
     typer.echo(
         "\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks, backbone.quantization).items())
     )
@@ -118,7 +121,7 @@ _RUNS = {
 }
 
 
-def _lines(result: Survey, tasks: int, quantization: str) -> dict[str, str]:
+def _lines(result: memory.Survey, tasks: int, quantization: str) -> dict[str, str]:
     """Return the report: field → text."""
     lines = {
         "type": result.kind + (f", the text model of {result.composite}" if result.composite else ""),
@@ -132,27 +135,27 @@ def _lines(result: Survey, tasks: int, quantization: str) -> dict[str, str]:
         "LoRA targets": ", ".join(result.targets) or "none: experts are heads (phase2.lora.rank: 0)",
         "parameters": f"{result.trunk / 1e6:.1f} M in the trunk, {result.branch / 1e6:.1f} M in each branch",
     }
-    memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory.items()}
+    sizes = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory.items()}
     activations = "unknown for this family"
-    if "pass" in memory:
+    if "pass" in sizes:
         activations = (
-            f"{memory['pass']} in a pass of 8192 tokens; {memory['kept']} for a branch's backward pass, "
-            f"{memory['kept_checkpointing']} with gradient_checkpointing"
+            f"{sizes['pass']} in a pass of 8192 tokens; {sizes['kept']} for a branch's backward pass, "
+            f"{sizes['kept_checkpointing']} with gradient_checkpointing"
         )
     if quantization != "none":
         return lines | {
-            "weights": f"{memory['frozen']} with one branch (base: frozen), its linear layers in {quantization} "
+            "weights": f"{sizes['frozen']} with one branch (base: frozen), its linear layers in {quantization} "
             f"and all else in {result.dtype}",
             "training": f"base: full and base: lora are refused with {quantization}",
             "activations": activations,
-            "sum": f"score {memory['score_frozen']}; train {memory['train_heads']} (heads alone); both base: frozen",
+            "sum": f"score {sizes['score_frozen']}; train {sizes['train_heads']} (heads alone); both base: frozen",
         }
     return lines | {
-        "weights": f"{memory['frozen']} in {result.dtype} with one branch (base: frozen); "
-        f"{memory['own']} with a float32 branch for each of {tasks} tasks and the general model",
-        "training": f"{memory['training']} more for one fully trained branch (base: full)",
+        "weights": f"{sizes['frozen']} in {result.dtype} with one branch (base: frozen); "
+        f"{sizes['own']} with a float32 branch for each of {tasks} tasks and the general model",
+        "training": f"{sizes['training']} more for one fully trained branch (base: full)",
         "activations": activations,
-        "sum": f"score {memory['score_frozen']} (base: frozen) or {memory['score_own']}; "
-        f"train {memory['train_heads']} (heads alone) or {memory['train_full']} (base: full; "
-        f"{memory['train_full_checkpointing']} with gradient_checkpointing)",
+        "sum": f"score {sizes['score_frozen']} (base: frozen) or {sizes['score_own']}; "
+        f"train {sizes['train_heads']} (heads alone) or {sizes['train_full']} (base: full; "
+        f"{sizes['train_full_checkpointing']} with gradient_checkpointing)",
     }

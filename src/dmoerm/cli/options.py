@@ -6,6 +6,7 @@ A group is a dataclass whose fields are options. A command that is decorated wit
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +22,24 @@ from ..data.columns import parse_columns
 from ..data.readers import read_groups
 from ..errors import ConfigError, DataError
 from ..schema import Group
+
+
+class _Lazy:
+    """A module of the package that is imported at the first use of one of its names."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(f"dmoerm.{self.name}"), attribute)
+
+
+def lazily(*names: str) -> list[Any]:
+    """Return modules of the package that are imported when a command runs, so that its `--help` does not wait for them.
+
+    Type checkers read the same imports under `TYPE_CHECKING`.
+    """
+    return [_Lazy(name) for name in names]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,35 +7,32 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ..config import Config, changed, dump_config, load_config
-from ..data.overall import overall_from_capabilities
-from ..data.splits import load_splits
-from ..distributed.cluster import import_ray
-from ..distributed.training import on_ray
 from ..errors import ConfigError, DmoermError
-from ..evaluation import Results, write_results
-from ..evaluation.comparison import compare_methods
-from ..evaluation.measure import evaluate
-from ..evaluation.results import routing_notes
+from ..evaluation.results import Results, routing_notes, write_results
 from ..io.paths import model_folder, write_file
-from ..model import DMoERM
-from ..model.training_prompts import TrainingPrompts
-from ..report import write_card, write_report
 from ..schema import Group
-from ..training import Run, open_cache
-from ..training import train as train_config
-from ..training.processes import is_main, sharded
-from ..training.sharding import check_sharding, move_to_device
-from ..training.steps import finished_steps
-from ..training.suspects import judge_labels
 from .models import quieten
-from .options import BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, note
+from .options import BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
 from .tables import print_comparison, print_results, scores_table, screen
+
+if TYPE_CHECKING:
+    from .. import model as models
+    from .. import report, training
+    from ..data import overall, splits
+    from ..distributed import cluster
+    from ..distributed import training as ray_training
+    from ..evaluation import comparison as comparing
+    from ..evaluation import measure
+else:
+    report, training, models, overall, splits = lazily("report", "training", "model", "data.overall", "data.splits")
+    cluster, ray_training = lazily("distributed.cluster", "distributed.training")
+    comparing, measure = lazily("evaluation.comparison", "evaluation.measure")
 
 ConfigName = Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")]
 
@@ -57,13 +54,13 @@ def train(
     console = screen()
     if no_eval or not settings.data.holds_out():
         run = _train(settings, engine)
-        if is_main():
+        if training.is_main():
             for line in routing_notes(run.metrics()["routing"], run.model.config.tasks):  # the results have them too
                 console.print(line, soft_wrap=True)
             _print_paths(console, settings, measured=False)
     else:
         _, results = train_and_measure(settings, "train", engine)
-        if is_main():
+        if training.is_main():
             print_results(console, results)
             _print_paths(console, settings)
 
@@ -79,7 +76,7 @@ def demo(
     model, results = train_and_measure(config, "demo")
     console = screen()
     print_results(console, results)
-    groups = load_splits(config).test
+    groups = splits.load_splits(config).test
     group = next((group for group in groups if isinstance(group.prompt, str)), groups[0])
     order = sorted(range(len(group.responses)), key=lambda i: (group.grades or (0,) * len(group.responses))[i] or 0)
     responses = [group.responses[i] for i in (order[-1], order[0])]
@@ -113,24 +110,24 @@ def compare(
     folder = output or Path(f"{settings.output}-compare")
     settings = changed(settings, {"output": str(folder)})
     command = " ".join(["dmoerm", *sys.argv[1:]])
-    comparison = compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)
+    comparison = comparing.compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)
     write_file(folder / "results.json", comparison.to_json())
-    write_report(folder / "report.html", comparison)
+    report.write_report(folder / "report.html", comparison)
     console = screen()
     print_comparison(console, comparison)
     for line in (f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"):
         console.print(line, soft_wrap=True)
 
 
-def train_and_measure(config: Config, command: str, engine: str = "local") -> tuple[DMoERM, Results]:
+def train_and_measure(config: Config, command: str, engine: str = "local") -> tuple[models.DMoERM, Results]:
     """Train, evaluate on the held-out part, and write results.json, report.html and the model card.
 
     The main process writes; all processes return the same results.
     """
     run = _train(config, engine)
-    test = load_splits(config).test
-    judged = None if run.training is None or sharded() else judge_labels(run.training)
-    results = evaluate(
+    test = splits.load_splits(config).test
+    judged = None if run.training is None or training.sharded() else training.judge_labels(run.training)
+    results = measure.evaluate(
         run.model,
         test,
         config,
@@ -140,20 +137,20 @@ def train_and_measure(config: Config, command: str, engine: str = "local") -> tu
         trained=run.truncation,
         judged=judged,
     )
-    if is_main():
+    if training.is_main():
         folder = Path(config.output)
         write_results(folder / "results.json", results)
-        write_report(folder / "report.html", results)
-        write_card(folder / "model", results)
+        report.write_report(folder / "report.html", results)
+        report.write_card(folder / "model", results)
     return run.model, results
 
 
-def _train(config: Config, engine: str = "local") -> Run:
+def _train(config: Config, engine: str = "local") -> training.Run:
     quieten()
     if engine == "local":
-        return train_config(config)
-    import_ray()  # first, so that a missing package is reported before the data is read
-    return train_config(config, engine=on_ray)
+        return training.train(config)
+    cluster.import_ray()  # first, so that a missing package is reported before the data is read
+    return training.train(config, engine=ray_training.on_ray)
 
 
 def _print_paths(console: Console, config: Config, measured: bool = True) -> None:
@@ -180,35 +177,39 @@ def eval_(
     ] = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
-    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,
+    report_folder: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Write results.json and report.html here.")
+    ] = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
     """Measure a model on held-out prompts, or on labeled data of your own."""
     quieten()
-    rm = DMoERM.from_pretrained(model_folder(model), check=is_main())
-    check_sharding(rm.config.router_kind == "own")
-    move_to_device(rm)
+    rm = models.DMoERM.from_pretrained(model_folder(model), check=training.is_main())
+    training.check_sharding(rm.config.router_kind == "own")
+    training.move_to_device(rm)
     config = _config(Path(model), overrides or ())
-    groups = overall_from_capabilities(_with_known_tasks(rows.read(data), rm)) if data else _held_out(config, model)
+    groups = (
+        overall.overall_from_capabilities(_with_known_tasks(rows.read(data), rm)) if data else _held_out(config, model)
+    )
     if rm.training_prompts is None and config is not None:
         rm.training_prompts = _training_prompts(config)
-    results = evaluate(
+    results = measure.evaluate(
         rm,
         groups,
         config,
         command="eval",
-        steps=finished_steps(Path(model)) or finished_steps(Path(model).parent),
+        steps=training.finished_steps(Path(model)) or training.finished_steps(Path(model).parent),
         batch_tokens=batch_tokens,
-        cache=open_cache(config, rm) if config and not data else None,
+        cache=training.open_cache(config, rm) if config and not data else None,
         include_trained=include_trained,
     )
-    if not is_main():
+    if not training.is_main():
         return
     if json_file is not None:
         write_results(json_file, results)
-    if report is not None:
-        write_results(report / "results.json", results)
-        write_report(report / "report.html", results)
+    if report_folder is not None:
+        write_results(report_folder / "results.json", results)
+        report.write_report(report_folder / "report.html", results)
     print_results(screen(), results)
 
 
@@ -222,10 +223,10 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     return next((load_config(file, overrides) for file in files if file.is_file()), None)
 
 
-def _training_prompts(config: Config) -> TrainingPrompts | None:
+def _training_prompts(config: Config) -> models.TrainingPrompts | None:
     """Return the training prompts of a checkpoint without a list, from its run's data; None if the data is missing."""
     try:
-        return TrainingPrompts.of(group.prompt for group in load_splits(config).train)
+        return models.TrainingPrompts.of(group.prompt for group in splits.load_splits(config).train)
     except (DmoermError, OSError):
         return None
 
@@ -236,10 +237,10 @@ def _held_out(config: Config | None, model: str) -> Sequence[Group]:
         raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
     if not config.data.holds_out():
         raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
-    return load_splits(config).test
+    return splits.load_splits(config).test
 
 
-def _with_known_tasks(groups: list[Group], model: DMoERM) -> list[Group]:
+def _with_known_tasks(groups: list[Group], model: models.DMoERM) -> list[Group]:
     """Return the groups without tasks that the model does not have; print a warning for each."""
     known = model.config.tasks
     for task, count in Counter(group.task for group in groups if group.task and group.task not in known).items():

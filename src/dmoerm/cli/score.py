@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,9 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..data.columns import parse_columns
 from ..data.readers import read_queries
-from ..distributed.batch_scoring import ScoringJob, ShardResult, score_on_ray
 from ..errors import ConfigError
-from ..evaluation.scoring_files import RowScorer, ScoreCounts, open_output
 from ..io.paths import model_folder, weights_digest, write_file
 from ..io.storage import is_url, matching
 from .models import follows, load_model
@@ -36,9 +34,16 @@ from .options import (
     SkippedRows,
     WeightOptions,
     grouped,
+    lazily,
     note,
     parse_weights,
 )
+
+if TYPE_CHECKING:
+    from ..distributed import batch_scoring
+    from ..evaluation import scoring_files
+else:
+    batch_scoring, scoring_files = lazily("distributed.batch_scoring", "evaluation.scoring_files")
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,20 @@ def command(options: ScoreOptions, engine: Engine = "local", json_file: JsonFile
 
 def open_model(
     folder: str, dtype: str | None = None, deterministic: bool = False, quantization: str = "none", **options: Any
-) -> RowScorer:
+) -> scoring_files.RowScorer:
     """Load a model that scores rows, in this process or in an actor; see `RowScorer` for the options."""
     model = load_model(folder, dtype, deterministic, quantization, divide=True)
-    return RowScorer(model, deterministic=deterministic, **options)
+    return scoring_files.RowScorer(model, deterministic=deterministic, **options)
 
 
 def _score_here(options: ScoreOptions) -> dict[str, Any]:
     if follows():  # process 0 reads and writes
         open_model(options.model, **options.open_options())
         raise typer.Exit
-    counts, skipped = ScoreCounts(), SkippedRows()
+    counts, skipped = scoring_files.ScoreCounts(), SkippedRows()
     on_bad = skipped.add if options.skip_bad else None
-    with open_output(options.output, options.best) as write:  # first, to report a wrong name before a model is loaded
+    # The output first, to report a wrong name before a model is loaded.
+    with scoring_files.open_output(options.output, options.best) as write:
         scorer = open_model(options.model, **options.open_options())
         reading: Any = {"format": options.format, "columns": options.columns, "on_bad": on_bad}
         files = (read_queries(file, **reading) for file in matching(options.input))
@@ -155,17 +161,17 @@ def _score_on_ray(options: ScoreOptions) -> dict[str, Any]:
     description = f"{folder} {weights_digest(folder)} {json.dumps(settings, sort_keys=True)}"
     names = ("format", "skip_bad", "best", "columns")
     paths = {"input": _absolute(options.input), "output": _absolute(options.output)}
-    job = ScoringJob(scorer=description, **paths, **{name: getattr(options, name) for name in names})
+    job = batch_scoring.ScoringJob(scorer=description, **paths, **{name: getattr(options, name) for name in names})
     skipped = SkippedRows()
     with _progress() as show:
 
-        def on_shard(done: int, total: int, result: ShardResult) -> None:
+        def on_shard(done: int, total: int, result: batch_scoring.ShardResult) -> None:
             show(f"scored {done} of {total} prompts")
             for reason in result.left_out:
                 skipped.add(reason)
 
         open_scorer = functools.partial(open_model, folder, **options.open_options())
-        manifest = score_on_ray(job, open_scorer, gpus=options.gpus, on_shard=on_shard)
+        manifest = batch_scoring.score_on_ray(job, open_scorer, gpus=options.gpus, on_shard=on_shard)
     return {name: manifest[name] for name in ("queries", "responses", "tasks", "left_out")}
 
 

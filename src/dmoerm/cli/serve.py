@@ -7,22 +7,20 @@ import ipaddress
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigError
 from ..io.paths import model_folder, model_name
-from ..model.checkpoint import download, local_folder
 from .models import follows, load_model, processes
-from .options import BatchTokens, Deterministic, Dtype, Quantization, note
+from .options import BatchTokens, Deterministic, Dtype, Quantization, lazily, note
 
-try:
-    from ..serving import ServingConfig
-    from ..serving.server import serve
-except ModuleNotFoundError as error:
-    message = f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
-    raise ConfigError(message) from None
+if TYPE_CHECKING:
+    from .. import serving
+    from ..model import checkpoint
+else:
+    serving, checkpoint = lazily("serving", "model.checkpoint")
 
 Seconds = Annotated[float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")]
@@ -71,7 +69,12 @@ def command(
     if processes() > 1 and workers > 1:
         raise ConfigError("--workers: several processes divide one model; leave it out, or start one process")
     key, hosts = _key(api_key_file), tuple(allow_host or ())
-    settings = ServingConfig(
+    try:
+        server_settings = serving.ServingConfig
+    except ModuleNotFoundError as error:
+        message = f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
+        raise ConfigError(message) from None
+    settings = server_settings(
         batch_tokens=batch_tokens,
         deterministic=deterministic,
         pass_timeout=pass_timeout,
@@ -90,13 +93,15 @@ def command(
     load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True)
     folder = model_folder(model)
     if Path(folder).exists() or model.count("/") != 1:
-        local_folder(folder, {})
+        checkpoint.local_folder(folder, {})
     else:  # a model on the hub is downloaded while /health is answered
-        download(folder, ("config.json",))
+        checkpoint.download(folder, ("config.json",))
     if follows():
         load()
     json_logs = not sys.stderr.isatty()
-    serve(load, settings, name=name or model_name(model), host=host, port=port, workers=workers, json_logs=json_logs)
+    serving.serve(
+        load, settings, name=name or model_name(model), host=host, port=port, workers=workers, json_logs=json_logs
+    )
 
 
 def _key(file: Path | None) -> str | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import DataConfig
 from ..data.readers import read_groups
 from ..errors import ConfigError
-from ..model.export import check_classifier, export_classifier
-from ..model.loading import as_dtype
-from ..training.grow import export_tasks
 from .grow import Model, print_tasks, target_folders
 from .models import load_model
+from .options import lazily
+
+if TYPE_CHECKING:
+    from .. import training
+    from ..model import export as exporting
+    from ..model import loading
+else:
+    training, exporting, loading = lazily("training", "model.export", "model.loading")
 
 
 def export(
@@ -37,7 +42,7 @@ def export(
         raise ConfigError("--dtype needs --plain" if tasks else "give --task, or --plain for the general model")
     folder, target = target_folders(model, output, False)
     loaded = load_model(str(folder))
-    export_tasks(loaded, tasks, target)
+    training.export_tasks(loaded, tasks, target)
     return print_tasks(loaded, target)
 
 
@@ -49,11 +54,11 @@ def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | 
     loaded, task = load_model(str(folder)), next(iter(tasks), None)
     if task is not None:
         loaded.task_model(task, "--task")
-    config = export_classifier(loaded, task, target, as_dtype(dtype))
+    config = exporting.export_classifier(loaded, task, target, loading.as_dtype(dtype))
     print(f"{task or 'general model'}: {config.architectures[0]}, {str(config.dtype).removeprefix('torch.')}")
     print(f"reward = logit {config.reward_bias:+.6g}; temperature {config.reward_temperature:.4g}")
     queries = read_groups(DataConfig().located("demo:test")).groups[::6]
-    check = check_classifier(loaded, task, target, queries)
+    check = exporting.check_classifier(loaded, task, target, queries)
     print(f"largest error {check.error:.1e} on {check.same_tokens} texts with equal tokens, of {check.texts} texts")
     if check.same_tokens < check.texts:
         print(f"largest error {check.other_error:.1e} on the others, which the template and tokenizer encode otherwise")

@@ -24,6 +24,7 @@ Forms on the way: request body → Query → QueuedPart (with its Encoded) → S
 """
 
 from .app import create_app
+from .server import serve
 from .settings import ServingConfig
 
-__all__ = ["ServingConfig", "create_app"]
+__all__ = ["ServingConfig", "create_app", "serve"]
