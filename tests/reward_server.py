@@ -7,7 +7,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class ByRule:
         self.queries: list[Query] = []
         self.changes = changes
 
-    def score_queries(self, queries: list[Query]) -> list[list[Score]]:
+    def score_queries(self, queries: Sequence[Query]) -> list[list[Score]]:
         self.queries += queries
         return [[self._scored(query, text) for text in query.responses] for query in queries]
 
