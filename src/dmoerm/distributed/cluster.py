@@ -56,20 +56,15 @@ def worker_slots(ray: Any, cpus: float, gpus: float) -> int:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS") or "local"  # None joins any cluster of this machine
+    host, _, port = address.rpartition(":")
     try:
-        address = address or os.environ.get("RAY_ADDRESS") or "local"  # None joins any cluster of this machine
-        _check_reachable(address)
+        if host and port.isdigit() and "/" not in host:  # Ray itself would retry for minutes
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         cluster_name = "Ray on this machine" if address == "local" else f"Ray cluster {address}"
         raise ClusterError(f"{cluster_name}: {error}; correct ray.address or start the cluster") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Raise `OSError` if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
 
 
 def _translated(error: Any) -> Exception:

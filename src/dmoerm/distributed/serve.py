@@ -10,6 +10,7 @@ Serve replaces a replica that ends or whose model has failed. Requests that were
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -64,11 +65,8 @@ class ReplicaSettings(BaseModel):
         prepare_kernels(self.settings.deterministic)
         key = self.settings.api_key or os.environ.get("DMOERM_API_KEY") or None
         settings = self.settings.model_copy(update={"api_key": key})
-        return create_app(self.load, settings, model_name(self.model))
-
-    def load(self) -> DMoERM:
-        """Load the model."""
-        return DMoERM.from_pretrained(model_folder(self.model), dtype=self.dtype, device_map="auto")
+        load = partial(DMoERM.from_pretrained, dtype=self.dtype, device_map="auto")
+        return create_app(lambda: load(model_folder(self.model)), settings, model_name(self.model))
 
 
 class Replica:

@@ -188,7 +188,6 @@ class PackedCollator:
 
 
 def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None]) -> dict[str, Tensor]:
-    """Return the pairs' fields of a `PreferenceBatch`."""
     rows: list[tuple[int, int, float, float, float, int]] = []
     offset = 0
     for example in batch:

@@ -232,7 +232,6 @@ class ActivationCache:
         return sum(taken for *_, taken in shards) + size - self._limit, sorted(shards, key=lambda each: each[1])
 
     def _remove(self, shard_file: Path, size: int) -> int:
-        """Remove a shard; return the number of freed bytes."""
         try:
             shard_file.unlink(missing_ok=True)
         except PermissionError:  # Windows does not remove open files

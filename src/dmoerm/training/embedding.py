@@ -110,11 +110,7 @@ def map_rows(compute: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor], ru
 def _run_passes(
     run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor], runs: int = 1
 ) -> dict[str, Tensor]:
-    """Return key → the example's rows of `compute`, which maps a pass's hidden states to one row per response.
-
-    Args:
-        runs: how often `compute` runs a token.
-    """
+    """Return key → the rows of `compute`, which maps a pass's hidden states to a row per response, in `runs` runs."""
     examples = list({e.key: e for e in examples}.values())
     branch: Any = run.model.general.branch
     budget = smallest(scoring_tokens(branch)) // runs

@@ -267,13 +267,9 @@ def _cross_validated(pairs: LinearPairs, judged: Tensor, prior: Prior | None = N
 
 
 def _best(losses: Tensor, preferred: bool) -> int:
-    """Return the choice with the lowest sum of losses (P, C); one of the less preferred kind only by a standard error.
-
-    Args:
-        preferred: pulled fits, which are the second half of the choices if there are any, are preferred to free ones.
-    """
+    """Return the choice with the lowest sum of losses (P, C); a less preferred one only by a standard error."""
     total = losses.sum(0)
-    free, pulled = int(total[: len(STRENGTHS)].argmin()), int(total.argmin())
+    free, pulled = int(total[: len(STRENGTHS)].argmin()), int(total.argmin())  # pulled fits are the second half
     if preferred:
         pulled = len(STRENGTHS) + int(total[len(STRENGTHS) :].argmin())
     gains = losses[:, free] - losses[:, pulled]

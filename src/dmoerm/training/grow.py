@@ -205,7 +205,6 @@ def changed_config(folder: Path, model: DMoERM, resets: dict[str, Any], override
 
 
 def _of_task(data: Splits, task: str) -> Splits:
-    """Return the groups of one task."""
     train = [group for group in data.train if group.task == task]
     if not train:
         hint = "name files with such rows in data.files; rows without a task have this one"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,6 @@ _COLUMNS = ("rows", "weights", "correct", "certainty", "expert")  # of `RowLosse
 _SHARED = TrainingConfig()
 _MAIN = "process0.pt"  # in every complete checkpoint
 _DISK_FULL = ("file write failed", "unexpected pos")  # messages of `torch.save`
-
-
-class FitOptions(TypedDict):
-    """Options of `fit` that the run and the step's folder determine."""
-
-    folder: Path
-    seed: int
-    training: TrainingConfig
-    report_to: Sequence[str]
-    watch: Watch
-    saved: Callable[[Path], Any]
 
 
 @dataclass(frozen=True)
@@ -266,7 +255,6 @@ class Loop:
             saved(folder)
 
     def _resume(self) -> bool:
-        """Load the last checkpoint; return whether there is one."""
         last = broadcast(next(reversed(checkpoints(self.folder)), None) if is_main() else None)
         if last is None:
             return False

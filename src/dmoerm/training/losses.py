@@ -60,11 +60,6 @@ def preference_losses(margins: Tensor, target: Tensor) -> Tensor:
     return (1 - target) * margins - functional.logsigmoid(margins)  # log σ(−m) = log σ(m) − m
 
 
-def routing_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each prompt's cross-entropy (Q,) of logits (Q, T) and tasks (Q,)."""
-    return functional.cross_entropy(logits.float(), labels, reduction="none")
-
-
 def mean_by_expert(
     values: Tensor, weights: Tensor, expert: Tensor, num_experts: int, total: Tensor | None = None
 ) -> Tensor:

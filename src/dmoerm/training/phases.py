@@ -28,7 +28,7 @@ from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..model.layers import Decoder
 from ..names import folder_name
-from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
+from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate, set_from_phase1, set_from_score, with_posterior
 from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
 from .exact_solver import (
@@ -45,7 +45,7 @@ from .loop import fit
 from .losses import ExpertStack, HeadStack, PreferenceLossModule
 from .score_weights import weight_scores
 from .sharding import copy_weights, is_sharded, sharded_scorer
-from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
+from .steps import FoldWeights, Run, State, StepMetrics, Training, part_of, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 BaseStep = ExactConfig | BranchStepConfig
@@ -109,7 +109,7 @@ def phase1(training: Training, task: str) -> None:
     apply_base(base, state)
     training.read(state, "head", task, "per_task")
     if all_labels is not None:
-        all_labels.load_state_dict(_part(state, "all_labels."))
+        all_labels.load_state_dict(part_of(state, "all_labels."))
         training.read(state, "all_labels", task, "all_labels")
 
 
@@ -192,15 +192,11 @@ def _with_posterior(
 
 
 def apply_base(scorer: BranchScorer, state: State) -> None:
-    """Load a state of `train_base` into the scorer; trained weights keep their dtype, float32."""
-    scorer.head.load_state_dict(_part(state, "head."))
-    if branch := _part(state, "branch."):
+    """Load a state of `train_base`; trained weights keep their dtype, float32."""
+    scorer.head.load_state_dict(part_of(state, "head."))
+    if branch := part_of(state, "branch."):
         copy_weights(scorer.branch, branch)
     scorer.requires_grad_(False)
-
-
-def _part(state: State, prefix: str) -> State:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def first_part(run: Run, examples: Examples) -> Examples:
@@ -241,17 +237,15 @@ def phase2(training: Training, task: str, capabilities: Sequence[str] | None = N
     if not names:
         return
     missing = [name for name in names if not labeled(train, [name])]
-    train = [*train, *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(validation, missing))]
-
-    def fit_experts(checkpoint_dir: Path) -> tuple[State, StepMetrics]:
-        return _train_experts(run, task, names, train, validation, checkpoint_dir)
-
-    state = run.step(step_name("phase2", task), fit_experts)
+    train = [*train, *_with_labels(validation, missing)]
+    state = run.step(
+        step_name("phase2", task), lambda folder: _train_experts(run, task, names, train, validation, folder)
+    )
     with torch.no_grad():
         for i, (name, head) in enumerate(zip(experts.capabilities, experts.heads, strict=True)):
             if name in names:
                 key = folder_name(name)
-                head.load_state_dict(_part(state, f"{key}/head."))
+                head.load_state_dict(part_of(state, f"{key}/head."))
                 for layer_name, layer in lora_layers(experts.branch or nn.Module()).items():
                     layer.lora_A[i] = state[f"{key}/lora.{layer_name}.lora_A"]
                     layer.lora_B[i] = state[f"{key}/lora.{layer_name}.lora_B"]
@@ -279,7 +273,10 @@ def _train_experts(
     heads, branch = HeadStack(first_heads), None
     if isinstance(step, ExactConfig):
         return _expert_state(names, heads, branch) | folds, metrics
-    parts = labeled(train, run.model.task_model(task).experts.capabilities), _validation(names, train, validation)
+    # a capability without validation pairs is validated on its training pairs
+    missing = [name for name in names if not labeled(validation, [name])]
+    judged = [*labeled(validation, names), *_with_labels(train, missing)]
+    parts = labeled(train, run.model.task_model(task).experts.capabilities), judged
     if step.lora.rank:
         branch, metrics = _train_lora(run, task, names, heads, generators, step, parts, checkpoint_dir)
         return _expert_state(names, heads, branch), metrics
@@ -323,14 +320,9 @@ def _train_lora(
     return branch, step_metrics(fits, names)
 
 
-def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:
-    """Return the validation examples; a capability without validation pairs is validated on its training pairs."""
-    missing = [name for name in names if not labeled(validation, [name])]
-    return [*labeled(validation, names), *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(train, missing))]
-
-
-def _only(pairs: Labels, names: Sequence[str]) -> Labels:
-    return {name: pairs[name] for name in names if name in pairs}
+def _with_labels(examples: Examples, names: Sequence[str]) -> Examples:
+    """Return the examples that have labels of these capabilities, with these labels alone."""
+    return [e.with_pairs({name: e.pairs[name] for name in names if name in e.pairs}) for e in labeled(examples, names)]
 
 
 def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:

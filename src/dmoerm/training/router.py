@@ -32,9 +32,9 @@ from ..model.training_prompts import PromptStatistics, TaskPrompts
 from .batches import PreferenceExample
 from .exact_solver import FOLDS, descend, fold_of, principal, solve
 from .loop import fit
-from .losses import RowLosses, mean_by_expert, preference_losses, routing_losses
+from .losses import RowLosses, mean_by_expert, preference_losses
 from .processes import broadcast, shard, world_size
-from .steps import Run, State, StepMetrics, Training, step_metrics
+from .steps import Run, State, StepMetrics, Training, part_of, step_metrics
 
 STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Tried in this order until the held-out loss rises."""
@@ -62,7 +62,7 @@ def train_router(training: Training) -> None:
     run = training.run
     state = run.step("router", lambda checkpoint_dir: _train(training, checkpoint_dir))
     router = run.model.router
-    statistics, folds = _part(state, "statistics."), _part(state, "folds.")
+    statistics, folds = part_of(state, "statistics."), part_of(state, "folds.")
     run.model.prompt_statistics = PromptStatistics.from_state(statistics, router.tasks)
     weights = {name: t for name, t in state.items() if not name.startswith(("statistics.", "folds."))}
     router.load_state_dict(weights, assign=True)
@@ -71,10 +71,6 @@ def train_router(training: Training) -> None:
         training.routes = held_out_routes(run, [*training.train, *training.validation], folds)
     training.train = assign_tasks(run, training.train)
     training.validation = assign_tasks(run, training.validation)
-
-
-def _part(state: State, prefix: str) -> State:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _train(training: Training, checkpoint_dir: Path) -> tuple[State, StepMetrics]:
@@ -277,7 +273,7 @@ def add_row(training: Training, task: str) -> None:
         return {"row": row} | {f"statistics.{name}": t for name, t in statistics.items()}, {"loss": loss}
 
     state = run.step("router", train)
-    set_row(run.model, task, state["row"], PromptStatistics.from_state(_part(state, "statistics."), [task]))
+    set_row(run.model, task, state["row"], PromptStatistics.from_state(part_of(state, "statistics."), [task]))
 
 
 @torch.no_grad()
@@ -368,7 +364,8 @@ class RoutingLossModule(nn.Module):
 
     def forward(self, batch: RoutingBatch) -> RowLosses:
         logits = self.router(self.router.read(batch.prompt, batch.mask))
-        rows, expert = routing_losses(logits, batch.labels), torch.zeros_like(batch.labels)
+        rows = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        expert = torch.zeros_like(batch.labels)
         loss = mean_by_expert(rows, batch.weights, expert, 1, batch.total).sum()
         correct = (logits.argmax(1) == batch.labels).to(rows.dtype)
         return RowLosses(loss, rows, batch.weights, correct, batch.weights, expert)

@@ -38,7 +38,7 @@ from .processes import broadcast, is_main
 from .progress import Progress
 from .router import calibration_error, held_out_routes
 from .score_weights import out_of_fold_scores
-from .steps import State, StepMetrics, Training
+from .steps import State, StepMetrics, Training, part_of
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 16.0)  # 16: nearly equal weights
 GENERAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75)
@@ -111,9 +111,7 @@ def choose_routing(training: Training) -> None:
     pooled = [task for task, flag in zip(tasks, state["pooled"].tolist(), strict=True) if flag]
     values = {name: float(state[name]) for name in ("temperature", "general_weight")}
     model.config.routing = Routing(**values, pooled=pooled, soft=bool(state["soft"])).model_dump()
-    model.routed_calibration.load_state_dict(
-        {name.removeprefix("calibration."): t for name, t in state.items() if name.startswith("calibration.")}
-    )
+    model.routed_calibration.load_state_dict(part_of(state, "calibration."))
 
 
 def _fit_heads(training: Training, *, soft: bool) -> None:

@@ -268,7 +268,6 @@ def claim(config: Config, data: Splits) -> Path:
 
 
 def _differences(before: str, now: str) -> str:
-    """Name the settings in which two dumped configs differ, with both values."""
     try:
         old, new = (flat(yaml.safe_load(text)) for text in (before, now))
     except (yaml.YAMLError, AttributeError):
@@ -363,16 +362,13 @@ def aggregator_form(config: Config) -> AggregatorConfig:
 
 def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
     """Let the general model score as the reward model does that is its backbone."""
-    for setting, refused in (
-        ("encoding.pooling", config.encoding.pooling == "mean"),
-        ("head.hidden", config.head.hidden),
-    ):
-        if refused:
-            raise ConfigError(
-                f"{setting}: the backbone {config.backbone.path!r} is a reward model with a linear head on the last "
-                "token, from which this head cannot start; set encoding.pooling to both or last and head.hidden to 0, "
-                "or backbone.reward_head to false"
-            )
+    refused = {"encoding.pooling": config.encoding.pooling == "mean", "head.hidden": config.head.hidden}
+    for setting in (name for name, value in refused.items() if value):
+        raise ConfigError(
+            f"{setting}: the backbone {config.backbone.path!r} is a reward model with a linear head on the last "
+            "token, from which this head cannot start; set encoding.pooling to both or last and head.hidden to 0, "
+            "or backbone.reward_head to false"
+        )
     model.general.head.start_from(start)
 
 

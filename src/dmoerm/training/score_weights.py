@@ -6,7 +6,6 @@ Shapes: N responses of an example, s scores, k experts, P pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,21 +26,9 @@ _STANDARD_ERRORS = 2.0  # coin flips are predicted that well in one of 40 cases
 _MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
 
 
-class HeldOut(NamedTuple):
-    """Scores by which an aggregator's weights are chosen.
-
-    Attributes:
-        examples: those whose scores are held out.
-        scores: key of an example → the aggregator's scores (N, s), of the training examples too.
-        accuracies: of the k experts on held-out labels of their capabilities, 0.5 if they may be chance; None without
-            labels.
-        reference: accuracy of phase 1 on held-out overall labels.
-    """
-
-    examples: Examples
-    scores: Vectors
-    accuracies: Sequence[float | None]
-    reference: float | None
+HeldOut = tuple[Examples, Vectors, Sequence[float | None], float | None]
+"""Examples with held-out scores; the scores, of all training examples too; the accuracies of the k experts on held-out
+labels of their capabilities (0.5 if they may be chance, None without labels), and of phase 1 on overall labels."""
 
 
 @torch.no_grad()
@@ -56,15 +43,15 @@ def weight_scores(training: Training, task: str) -> StepMetrics:
     assert linear is not None
     vectors = task_vectors(run, task, validation if exact else [*train, *validation])
     held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
-    scores, capabilities = held_out.scores, task_model.experts.capabilities
+    (examples, scores, accuracies, reference), capabilities = held_out, task_model.experts.capabilities
     known = torch.cat([scores[e.key] for e in train])
     linear.normalizer.fit(known)
     if capabilities:
         task_model.normalizer.fit(known[:, : len(capabilities)])
     scale, seed = linear.normalizer.scale.cpu(), run.config.seed
-    (pairs,) = linear_pairs(labeled(held_out.examples), lambda e: scores[e.key], scale, [None], seed)
+    (pairs,) = linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)
     general = _accuracy(pairs, len(capabilities) + 1)
-    weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
+    weights = score_weights(accuracies, reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
     rewards = map_rows(aggregator, vectors, run)
     calibration = task_model.calibration
@@ -88,7 +75,7 @@ def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
     folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
     accuracies = [_above_chance(float(folds[task, name].accuracy), train, name) for name in capabilities]
     scores = out_of_fold_scores(training, task, train)
-    return HeldOut(train, scores, accuracies, float(folds[task, "per_task"].accuracy))
+    return train, scores, accuracies, float(folds[task, "per_task"].accuracy)
 
 
 def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
@@ -101,7 +88,7 @@ def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
     by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
     *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
     known = zip(accuracies, task_model.experts.capabilities, strict=True)
-    return HeldOut(examples, scores, [_above_chance(share, examples, name) for share, name in known], reference)
+    return examples, scores, [_above_chance(share, examples, name) for share, name in known], reference
 
 
 def _above_chance(accuracy: float | None, examples: Examples, capability: str) -> float | None:
@@ -116,7 +103,6 @@ def _above_chance(accuracy: float | None, examples: Examples, capability: str) -
 
 
 def _accuracy(pairs: LinearPairs, score: int) -> float | None:
-    """Return the accuracy of a score; None if no pair has an order."""
     known = (pairs.weight * (2 * pairs.target - 1)).sum() > 0
     return pair_accuracy(pairs.differences[:, score], pairs.target, pairs.weight) if known else None
 

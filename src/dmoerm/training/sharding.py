@@ -129,7 +129,6 @@ def full_tensor(weight: Tensor) -> Tensor:
 
 
 def _parts(model: DMoERM) -> list[nn.Module]:
-    """Return the trunk and the branches of the general model and of the tasks."""
     tasks = () if model.config.shared_branch else model.config.tasks
     branches = [model.general.branch, *(model.task_model(task).base.branch for task in tasks)]
     return branches if model.trunk is None else [model.trunk, *branches]
@@ -160,12 +159,9 @@ def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
 
 @torch.no_grad()
 def _replicate(module: nn.Module, copies: dict[int, nn.Parameter]) -> None:
-    """Copy the main process's values of a module's direct weights and buffers to this process's device.
-
-    Args:
-        copies: by id of the weight, so that modules that share a weight, as the experts' norms, share its copy.
-    """
+    """Copy the main process's values of a module's direct weights and buffers to this process's device."""
     for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        # modules that share a weight, such as the experts' norms, share its copy
         if id(weight) not in copies or not isinstance(weight, nn.Parameter):
             value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
             copy_from_main([value])
@@ -240,16 +236,12 @@ def copy_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
 def _copy(module: nn.Module, state: dict[str, Tensor]) -> None:
     for name, weight in module.named_parameters():
         if isinstance(weight, DTensor):
-            weight.to_local().copy_(_rows(state[name], weight))
+            value, mesh = state[name], weight.device_mesh
+            if not isinstance(value, DTensor):
+                value = distribute_tensor(value.to(weight.device), mesh, weight.placements, src_data_rank=None)
+            weight.to_local().copy_(value.to_local())
         else:
             weight.data = full_tensor(state[name]).to(weight.device, copy=True)
-
-
-def _rows(value: Tensor, weight: DTensor) -> Tensor:
-    """Return this process's rows of a value for a sharded weight."""
-    if not isinstance(value, DTensor):
-        value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
-    return value.to_local()
 
 
 def reshard(module: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ from ..model.memory import training_tokens
 from ..names import folder_name
 from .batches import PreferenceExample
 from .cache import ActivationCache
-from .loop import FitOptions, FitResult
+from .loop import FitResult
 from .processes import barrier, broadcast, is_main, smallest
 from .progress import Progress
 from .sharding import whole_state
@@ -69,7 +69,7 @@ class Run:
         """The storage that finished steps and checkpoints are copied to; does nothing if `storage` is None."""
         return Mirror(self.config.storage, self.folder)
 
-    def fit_options(self, checkpoint_dir: Path, seed: str | None = None) -> FitOptions:
+    def fit_options(self, checkpoint_dir: Path, seed: str | None = None) -> dict[str, Any]:
         """Return the options of a `fit` in this run.
 
         Args:
@@ -258,6 +258,11 @@ def step_metrics(fits: Sequence[FitResult], names: Sequence[str] = ()) -> StepMe
 def posterior_state(posterior: HeadPosterior | None, prefix: str) -> State:
     """Return the part of a step's state from which `Training.read` reads a head's posterior."""
     return {} if posterior is None else {f"{prefix}_{name}": t for name, t in posterior._asdict().items()}
+
+
+def part_of(state: State, prefix: str) -> State:
+    """Return the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def step_name(phase: str, task: str) -> str:
