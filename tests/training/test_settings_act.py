@@ -25,7 +25,6 @@ from dmoerm.config import (
     TrainingConfig,
     changed,
 )
-from dmoerm.data import rows
 from dmoerm.data.splits import load_splits
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.model.experts import lora_layers
@@ -262,7 +261,7 @@ def stand_ins(tmp_path: Path, backbones: Callable[[str], str], monkeypatch: pyte
     """What some values in `OTHERS` stand for: files, folders, a dataset of the hub."""
     split_rows = {"train": tiny_groups(12), "test": tiny_groups(9)}
     dumped = {name: [json.loads(g.model_dump_json(exclude_none=True)) for g in gs] for name, gs in split_rows.items()}
-    monkeypatch.setattr(rows, "_load_dataset", lambda name, split, streaming: dumped[split])
+    monkeypatch.setattr("datasets.load_dataset", lambda name, configuration, split, streaming: dumped[split])
     for name, word in (("one", "fine"), ("two", "great")):
         (tmp_path / name).mkdir()
         lines = [{"prompt": f"p{i}", "chosen": f"{word} {i}", "rejected": "no"} for i in range(9)]
