@@ -21,10 +21,15 @@ Info = Mapping[str, Any] | None
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Info = None, **options: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: Info = None,
+    reward_model: str | None = None,
+    **_: Any,
 ) -> dict[str, float]:
     """Score a single response. See `compute_score_batch`."""
-    return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], **options)[0]
+    return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], reward_model)[0]
 
 
 def compute_reward(
