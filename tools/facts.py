@@ -73,8 +73,9 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 def inner_imports(tree: ast.AST) -> int:
     """Import statements inside functions."""
-    found = {id(node) for f in functions(tree) for node in ast.walk(f) if isinstance(node, ast.Import | ast.ImportFrom)}
-    return len(found)
+    nodes = (node for function in functions(tree) for node in ast.walk(function))
+    imports = {id(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)}
+    return len(imports)
 
 
 def imported(tree: ast.Module, path: str, known: set[str]) -> set[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.data.splitting import split_by_prompt, take_groups
+from dmoerm.data.splitting import content_order, digest, split_by_prompt, take
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Group, prompt_key
 
@@ -22,6 +22,12 @@ FRACTIONS = st.floats(0.01, 0.99)
 
 def prompts(groups: list[Group]) -> set[str]:
     return {prompt_key(member.prompt) for member in groups}
+
+
+def take_groups(groups: list[Group], per_task: int) -> list[Group]:
+    """The groups that a run with `data.groups_per_task` keeps."""
+    tasks, keys = [group.task or "" for group in groups], [digest(0, prompt_key(g.prompt)) for g in groups]
+    return [groups[index] for index in take(tasks, keys, per_task, lambda index: content_order(groups[index], 0))]
 
 
 def many(count: int = 200, task: str = "chat") -> list[Group]:

@@ -63,12 +63,6 @@ def hold_out(tasks: Sequence[str], keys: Sequence[bytes], fraction: float) -> li
     return [key in held for key in keys]
 
 
-def take_groups(groups: Sequence[Group], per_task: int, seed: int = 0) -> list[Group]:
-    """Return at most `per_task` groups of each task, in the order of `groups`; see `take`."""
-    tasks, keys = [group.task or "" for group in groups], [digest(seed, prompt_key(g.prompt)) for g in groups]
-    return [groups[index] for index in take(tasks, keys, per_task, lambda index: content_order(groups[index], seed))]
-
-
 def content_order(group: Group, seed: int) -> bytes:
     """Return what orders the groups on one prompt."""
     return digest(seed, group.model_dump_json(exclude={"judge_labels"}))
