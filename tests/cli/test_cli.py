@@ -61,7 +61,7 @@ from dmoerm.cli import COMMANDS, app
 for name in COMMANDS:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0 and "Usage" in result.output, result.output
-slow = ("torch", "transformers", "datasets", "scipy.stats", "fastapi", "matplotlib", "ray")
+slow = ("torch", "transformers", "datasets", "scipy.stats", "scipy.cluster", "fastapi", "matplotlib", "ray")
 print([name for name in slow if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,6 @@ import typer
 
 from ..config import load_config
 from ..data.columns import columns_of, parse_columns
-from ..data.recipe import choose_recipe, config_text
 from ..data.values import as_name
 from ..errors import ConfigError
 from ..io.paths import write_file
@@ -22,9 +21,10 @@ from .tables import plain_table, screen
 
 if TYPE_CHECKING:
     from ..data import proposal as proposals
+    from ..data import recipe as recipes
     from ..data import splits
 else:
-    proposals, splits = lazily("data.proposal", "data.splits")
+    proposals, recipes, splits = lazily("data.proposal", "data.recipe", "data.splits")
 
 
 def command(
@@ -57,7 +57,7 @@ def command(
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    recipe = choose_recipe(proposal.groups, cores, gpu, backbone is not None)
+    recipe = recipes.choose_recipe(proposal.groups, cores, gpu, backbone is not None)
     if proposal.changed:
         lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
         write_file(copy, "".join(f"{line}\n" for line in lines))
@@ -75,7 +75,7 @@ def command(
         **_reading(proposal, split),
         "backbone.path": backbone,
     }
-    write_file(config, config_text(proposal, recipe, settings))
+    write_file(config, recipes.config_text(proposal, recipe, settings))
     splits.load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     console = screen()
     written = [config, taxonomy, *([copy] if proposal.changed else [])]
