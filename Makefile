@@ -61,7 +61,7 @@ test-lowest: install
 	OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS)
 
 bench: install
-	$(BIN)/pip install --quiet --group bench
+	$(BIN)/pip install --quiet --group evidence
 	for name in scoring training labels serving; do PYTHONPATH=tests $(BIN)/python -m evidence.speed.$$name || exit 1; done
 	$(BIN)/python -m evidence.pages
 

@@ -1,6 +1,6 @@
 """Optimize a policy against a DMoERM with TRL's GRPO or RLOO.
 
-    pip install '.[rl]'
+    pip install trl
     python examples/trl_policy.py --reward runs/demo/model                 # the model in this process
     dmoerm serve runs/demo/model &
     python examples/trl_policy.py --reward http://127.0.0.1:8000           # the same through a server

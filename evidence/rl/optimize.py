@@ -76,7 +76,7 @@ def optimize(
         from evidence.rl.trainers import TRAINERS
     except ImportError:
         raise ConfigError(
-            "policy optimization needs TRL, which is not installed; run pip install '.[rl]' in dmoerm's folder"
+            "policy optimization needs TRL, which is not installed; run pip install --group evidence in dmoerm's folder"
         ) from None
     progress, name = progress or Progress(quiet=True), f"{method}, beta {settings.beta:g}, seed {settings.seed}"
     inputs = hashlib.sha256(repr([list(prompts), depends_on]).encode()).hexdigest()[:32]

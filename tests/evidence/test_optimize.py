@@ -114,7 +114,7 @@ def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
 
 def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "evidence.rl.trainers", None)
-    with pytest.raises(ConfigError, match=r"pip install '\.\[rl\]'"):
+    with pytest.raises(ConfigError, match=r"pip install --group evidence"):
         optimize(policy, count_t, asked, tiny_settings(), tmp_path)
 
 
