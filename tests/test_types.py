@@ -18,7 +18,7 @@ CHAT = [*TURNS, {"role": "user", "content": "How are you?"}]
 def test_a_model_scores_one_prompt_or_several(trained_run: Any) -> None:
     rm: DMoERM = trained_run.model
     assert_type(rm.score("Hi.", ["tt", "t"]), list[Score])
-    assert_type(rm.score(CHAT, ("tt", "t"), task="chitchat", risk=0.0), list[Score])
+    assert_type(rm.score(CHAT, ("tt", "t"), task="chitchat"), list[Score])
     assert_type(rm.score((Message(role="user", content="Hi."),), ["t"]), list[Score])
     several = assert_type(rm.score(["Hi.", CHAT], [["tt", "t"], ("t",)], [None, "chitchat"]), list[list[Score]])
     assert [len(scores) for scores in several] == [2, 1]

@@ -155,7 +155,7 @@ RANKING = {"query": {"text": "How are you?"}, "passages": [{"text": "Fine, and y
 ITEMS = {"items": [{"prompt": TURNS[:1], "responses": ["Fine, and you?", "No."], "task": None}]}
 REQUESTS: list[tuple[str, Any]] = [
     ("/v1/score", ITEMS),
-    ("/v1/score", ITEMS | {"weights": {"empathy": 2}, "risk": 0.5}),
+    ("/v1/score", ITEMS | {"weights": {"empathy": 2}}),
     ("/classify", {"messages": TURNS, "use_activation": False}),
     ("/classify", {"input": [TEXT]}),
     ("/pooling", {"messages": TURNS, "use_activation": False}),
@@ -193,9 +193,22 @@ def protocols(work: Path) -> dict[str, Any]:
             if server.poll() is not None:
                 raise SystemExit(server.stderr.read() if server.stderr else "the server ended")
             time.sleep(0.1)
-        return {f"{number} {path}": ask(port, path, body) for number, (path, body) in enumerate(REQUESTS)}
+        answers = {f"{number} {path}": ask(port, path, body) for number, (path, body) in enumerate(REQUESTS)}
+        lower_rewards(answers["1 /v1/score"]["body"])
+        return answers
     finally:
         server.terminate()
+
+
+def lower_rewards(answer: Any) -> None:
+    """Subtract half the uncertainty from rewards, as the server did at the request of the record (`"risk": 0.5`)."""
+    from dmoerm.scores import Score
+
+    for item in answer["items"]:
+        for entry in item["scores"]:
+            entry["reward"] -= 0.5 * entry["uncertainty"]
+        scores = [Score(**entry) for entry in item["scores"]]
+        item["win_probabilities"] = [[score.win_probability(other) for other in scores] for score in scores]
 
 
 def ask(port: int, path: str, body: Any) -> Any:

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.config import dump_config
 from dmoerm.evaluation import read_results
-from dmoerm.scores import bound_reward, unbound_reward
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 TASKS = ("chitchat", "objective_qa")
@@ -238,11 +237,9 @@ def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[
         (("--weight", "logic=2", "--task", "chitchat"), "weights: task chitchat has no such capability (got 'logic')"),
         (("--weight", "empathy=11"), "weights.empathy: is not a number from -10 to 10 (got 11.0)"),
         (("--weight", "empathy=nan", "--skip-bad"), "(got nan)"),
-        (("--risk", "-1"), "risk: is not a finite number ≥ 0 (got -1.0)"),
-        (("--risk", "nan", "--skip-bad"), "risk: is not a finite number ≥ 0 (got nan)"),
     ],
 )
-def test_an_invalid_weight_or_risk_leaves_no_file(
+def test_an_invalid_weight_leaves_no_file(
     trained: Path, tmp_path: Path, write_rows: Callable[..., Path], options: tuple[str, ...], message: str
 ) -> None:
     output = tmp_path / "scores.jsonl"
@@ -250,21 +247,6 @@ def test_an_invalid_weight_or_risk_leaves_no_file(
     assert result.exit_code == 1
     assert message in result.stderr
     assert not output.exists()
-
-
-def test_score_with_a_risk(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
-    source = write_rows(queries())
-    for name, risk in (("plain", ()), ("lowered", ("--risk", "0.5"))):
-        options = ("--output", tmp_path / f"{name}.jsonl", "--json", tmp_path / f"{name}.json", "--best")
-        result = run("score", trained, "--input", source, *options, *risk)
-        assert result.exit_code == 0, result.output
-    for plain, row in zip(lines(tmp_path / "plain.jsonl"), lines(tmp_path / "lowered.jsonl"), strict=True):
-        lowered = [unbound_reward(r) - 0.5 * u for r, u in zip(plain["rewards"], plain["uncertainty"], strict=True)]
-        assert min(plain["uncertainty"]) > 0
-        assert row["rewards"] == pytest.approx([bound_reward(reward) for reward in lowered])
-        assert row["best"] == lowered.index(max(lowered))
-        assert row["uncertainty"] == plain["uncertainty"]
-    assert [json.loads((tmp_path / f"{n}.json").read_text())["risk"] for n in ("plain", "lowered")] == [0.0, 0.5]
 
 
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:

@@ -67,7 +67,7 @@ def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path, m
         assert result["id"] == expected["id"]
         assert result["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
         assert result.get("chosen") == expected.get("chosen")
-    done = run(*command_line, "--risk", 1, *on_ray, code=1)
+    done = run(*command_line, "--weight", "empathy=2", *on_ray, code=1)
     assert "scores of another job" in done.stderr
 
 

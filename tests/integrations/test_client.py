@@ -50,14 +50,12 @@ def client(handler: Any = respond, **settings: Any) -> Client:
     return Client("http://server", transport=httpx2.MockTransport(handler), **settings)
 
 
-def ask(
-    kind: str, handler: Any, queries: Any = MANY[:1], weights: Any = None, risk: Any = 0.0, **settings: Any
-) -> list[Any]:
+def ask(kind: str, handler: Any, queries: Any = MANY[:1], weights: Any = None, **settings: Any) -> list[Any]:
     """The scores that a client of this kind receives from a server."""
     if kind == "sync":
-        return list(client(handler, **settings).score_queries(queries, weights, risk))
+        return list(client(handler, **settings).score_queries(queries, weights))
     made = AsyncClient("http://server", transport=httpx2.MockTransport(handler), **settings)
-    return asyncio.run(made.score_queries(queries, weights, risk))
+    return asyncio.run(made.score_queries(queries, weights))
 
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -77,21 +75,15 @@ def test_it_scores_as_a_model_does():
 
 
 @both
-def test_weights_and_risk_change_the_rewards_as_in_a_model(kind):
+def test_weights_change_the_rewards_as_in_a_model(kind):
     queries = [Query(prompt="why?", responses=("tt", "a" * 50, "")), Query(prompt="so", responses=("t",))]
     plain, weights = ask(kind, respond, queries), {"logic": 3, "empathy": 0.5}
     assert ask(kind, respond, queries, weights=weights) == [[s.reweighted(weights) for s in row] for row in plain]
     assert ask(kind, respond, queries, weights=weights) != plain
-    assert ask(kind, respond, queries, risk=2) == [[s.with_risk(2) for s in row] for row in plain]
-    both_of_them = [[s.reweighted(weights).with_risk(2) for s in row] for row in plain]
-    assert ask(kind, respond, queries, weights=weights, risk=2) == both_of_them
     with pytest.raises(DataError, match="the model has no such capability"):
         ask(kind, respond, queries, weights={"wit": 2})
     with pytest.raises(ConfigError, match="no model 'other'"):
         ask(kind, respond, queries, weights=weights, model="other")
-    for risk in (-1, float("nan"), True, "2"):
-        with pytest.raises(DataError, match="risk: is not a finite number"):
-            ask(kind, lambda request: pytest.fail("a request is sent"), queries, risk=risk)
 
 
 @both

@@ -67,11 +67,12 @@ MALFORMED = {
     "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
     "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
     "a misspelled field": (json.dumps(item() | {"weigths": {}}).encode(), 422, "weigths: unknown field"),
+    "a field that went": (json.dumps(item() | {"risk": 0.5}).encode(), 422, "risk: unknown field"),
     "a misspelled field of an item": (json.dumps(item(taks="cooking")).encode(), 422, "items.0.taks: unknown field"),
     "a field twice": (
-        b'{"items": [{"prompt": "Hi!", "responses": ["x"]}], "risk": 1, "risk": 0}',
+        b'{"items": [{"prompt": "Hi!", "responses": ["x"]}], "weights": {}, "weights": {}}',
         422,
-        "risk: occurs twice",
+        "weights: occurs twice",
     ),
     "a field of an item twice": (
         b'{"items": [{"prompt": "Hi!", "prompt": "Hi!", "responses": ["x"]}]}',

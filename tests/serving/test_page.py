@@ -65,7 +65,7 @@ def shown_rewards(page: Any) -> list[float]:
     return [by_letter[letter] for letter in sorted(by_letter)]
 
 
-def test_weights_and_risk(visit: Callable[..., Any], trained_run: Any) -> None:
+def test_weights(visit: Callable[..., Any], trained_run: Any) -> None:
     page, model = visit(), trained_run.model
     write(page, *RESPONSES)
     page.get_by_label("Task").select_option("chitchat")
@@ -84,12 +84,8 @@ def test_weights_and_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     assert page.evaluate("document.activeElement.ariaLabel") == "Weight of empathy"
     assert field.input_value() == "8"
 
-    enter(page.get_by_label("Risk"), "2.5")
-    page.get_by_text("less 2.5 × its ±").wait_for()
-    expected = model.score(PROMPT, RESPONSES, "chitchat", weights={"empathy": 8}, risk=2.5)
-    assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
     again = visit(page.url[page.url.index("#") :])
-    again.get_by_text("less 2.5 × its ±").wait_for()
+    again.get_by_text("with your weights").wait_for()
     assert again.get_by_label("Weight of empathy").input_value() == "8"
     assert shown_rewards(again) == shown_rewards(page)
 
@@ -98,8 +94,6 @@ def test_weights_and_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
     enter(field, "1")
     page.get_by_text("with your weights").wait_for(state="detached")
-    enter(page.get_by_label("Risk"), "0")
-    page.get_by_text("less 2.5 × its ±").wait_for(state="detached")
     plain = model.score(PROMPT, RESPONSES, "chitchat")
     assert shown_rewards(page) == pytest.approx([each.reward for each in plain], abs=0.01)
 

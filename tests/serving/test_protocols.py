@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import pytest
 from running import served
-from tiny import make_model, make_tiny_config, without_posteriors
 
 import dmoerm
 from dmoerm import serving
@@ -70,22 +69,20 @@ def test_a_task_can_be_forced(http, trained_run):
         assert item["win_probabilities"] is None
 
 
-def test_weights_and_risk_change_rewards_and_win_probabilities_alone(http, trained_run):
+def test_weights_change_rewards_and_win_probabilities_alone(http, trained_run):
     texts = ["Hello.", "No.", ""]
     body = {"items": [{"prompt": "Hi!", "responses": texts, "task": "chitchat"}]}
     (plain,) = http.post("/v1/score", json=body).json()["items"]
-    for change in ({"weights": {"empathy": 4}}, {"risk": 2}, {"weights": {"empathy": 4}, "risk": 2}):
-        (item,) = http.post("/v1/score", json=body | change).json()["items"]
-        expected = trained_run.model.score("Hi!", texts, "chitchat", **change)
-        assert [entry["reward"] for entry in item["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
-        assert item["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
-        assert item["scores"][2]["reward"] == MIN_REWARD
-        chance = expected[0].win_probability(expected[1])
-        assert item["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-3)
-        for entry, other in zip(item["scores"], plain["scores"], strict=True):
-            assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-4)
-    for same in ({"weights": None}, {"weights": {}}, {"weights": {"empathy": 1}}, {"risk": 0}):
-        (item,) = http.post("/v1/score", json=body | same).json()["items"]
+    (item,) = http.post("/v1/score", json=body | {"weights": {"empathy": 4}}).json()["items"]
+    expected = trained_run.model.score("Hi!", texts, "chitchat", weights={"empathy": 4})
+    assert [entry["reward"] for entry in item["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
+    assert item["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
+    assert item["scores"][2]["reward"] == MIN_REWARD
+    assert item["win_probabilities"][0][1] == pytest.approx(expected[0].win_probability(expected[1]), abs=1e-3)
+    for entry, other in zip(item["scores"], plain["scores"], strict=True):
+        assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-4)
+    for same in (None, {}, {"empathy": 1}):
+        (item,) = http.post("/v1/score", json=body | {"weights": same}).json()["items"]
         assert [s["reward"] for s in item["scores"]] == [s["reward"] for s in plain["scores"]]
 
 
@@ -96,10 +93,9 @@ def test_weights_and_risk_change_rewards_and_win_probabilities_alone(http, train
         ('"weights": {"empathy": -11}', "weights.empathy", "from -10 to 10"),
         ('"weights": {"empathy": "much"}', "weights.empathy", "must be a number"),
         ('"weights": [2]', "weights", "must be a mapping"),
-        *((f'"risk": {risk}', "risk", "") for risk in ("-1", "NaN", "Infinity", "true", '"1"', "null", "[1]")),
     ],
 )
-def test_invalid_weights_and_risks_are_named(http, changes, param, message):
+def test_invalid_weights_are_named(http, changes, param, message):
     body = '{"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": "chitchat"}], CHANGES}'
     headers = {"Content-Type": "application/json"}
     answer = http.post("/v1/score", content=body.replace("CHANGES", changes), headers=headers)
@@ -107,17 +103,6 @@ def test_invalid_weights_and_risks_are_named(http, changes, param, message):
     error = answer.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
-
-
-def test_a_risk_without_uncertainties_is_refused(tiny_backbone, tmp_path):
-    early = without_posteriors(make_model(make_tiny_config(tiny_backbone, tmp_path)))
-    with served(create_app(early, ServingConfig(), "early")) as url, httpx2.Client(base_url=url) as http:
-        body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
-        (score,) = http.post("/v1/score", json=body).json()["items"][0]["scores"]
-        assert score["uncertainty"] is None
-        answer = http.post("/v1/score", json=body | {"risk": 0.5})
-        assert answer.status_code == 422
-        assert "gives no uncertainty" in answer.json()["error"]["message"]
 
 
 NEW_PROTOCOL = """

@@ -71,10 +71,6 @@ class ScoreOptions:
         typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
     ] = None
     weight: WeightOptions = None
-    risk: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", help="Lower each reward by NUMBER times its uncertainty, after the weights."),
-    ] = 0.0
     format: Format = "auto"
     map: Map = None
     best: Annotated[
@@ -97,7 +93,7 @@ class ScoreOptions:
 
     def open_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `open_model`."""
-        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "risk", "best")
+        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "best")
         weights = parse_weights(self.weight) if self.weight else None
         return {name: getattr(self, name) for name in names} | {"weights": weights}
 
@@ -108,7 +104,7 @@ def command(options: ScoreOptions, engine: Engine = "local", json_file: JsonFile
 
     A row has: id, line (of the input), task (given or most probable; null: the general model scored), route (task →
     probability), temperature, and with one value per response rewards, capabilities, uncertainty and truncated;
-    with --best also best and chosen. An empty response has the lowest reward, −20. --weight and --risk change the
+    with --best also best and chosen. An empty response has the lowest reward, −20. --weight changes the
     rewards only; a weight has no effect on rows that the general model or another task's model scores. An output
     file is written completely or not at all. With --engine ray the output is a folder of such files with a
     manifest; a run that was stopped continues when it is started again.
@@ -119,7 +115,7 @@ def command(options: ScoreOptions, engine: Engine = "local", json_file: JsonFile
         note(f"{result['left_out']} rows skipped")
     if json_file is not None:
         weights = options.open_options()["weights"]
-        summary = {"schema": 1, "command": "score", "model": options.model, "weights": weights, "risk": options.risk}
+        summary = {"schema": 1, "command": "score", "model": options.model, "weights": weights}
         summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")

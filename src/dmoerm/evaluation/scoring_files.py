@@ -30,7 +30,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..io.storage import complete_at, open_binary
 from ..model import DMoERM
 from ..schema import Query
-from ..scores import Score, Weights, check_risk, check_weights
+from ..scores import Score, Weights, check_weights
 
 _LOG = logging.getLogger("dmoerm.scoring")
 _GROUP_ROWS = 256  # of a Parquet row group
@@ -47,7 +47,7 @@ class RowScorer:
     """Scores a stream of queries with one model, in memory that does not grow with the stream.
 
     Attributes:
-        batch_tokens, deterministic, weights, risk: as in `DMoERM.score`.
+        batch_tokens, deterministic, weights: as in `DMoERM.score`.
         task: scores all rows as this task; by default each row as its own task. The router decides for rows without a
             task that the model has; an unknown task is logged once.
         best: add the response with the highest reward to each row.
@@ -58,7 +58,6 @@ class RowScorer:
     task: str | None = None
     deterministic: bool = False
     weights: Weights | None = None
-    risk: float = 0.0
     best: bool = False
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[ScoreRow]:
@@ -69,7 +68,7 @@ class RowScorer:
                 is raised.
 
         Raises:
-            DataError: the model does not have the task, or a weight or the risk is invalid; while the rows are read,
+            DataError: the model does not have the task, or a weight is invalid; while the rows are read,
                 a query cannot be scored, or with `best`, a reward is not finite.
         """
         if self.task is not None:
@@ -78,10 +77,9 @@ class RowScorer:
         else:
             queries = self._with_known_tasks(queries)
         check_weights(self.weights, self.model.config.tasks, [self.task])
-        check_risk(self.risk)
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
-        scored = self.model.score_stream(queries, self.batch_tokens, self.deterministic, self.weights, self.risk)
+        scored = self.model.score_stream(queries, self.batch_tokens, self.deterministic, self.weights)
         return (self._row(query, scores) for query, scores in scored)
 
     def _with_known_tasks(self, queries: Iterable[Query]) -> Iterator[Query]:

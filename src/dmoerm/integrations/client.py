@@ -39,7 +39,7 @@ from tenacity import (
 
 from ..errors import ConfigError, DataError, ServerError, first_fault, shorten
 from ..schema import PromptInput, Query, ResponseLists
-from ..scores import Score, Weights, adjusted, as_queries, check_risk, check_weights
+from ..scores import Score, Weights, adjusted, as_queries, check_weights
 
 MAX_RESPONSES, MAX_CHARACTERS = 128, 32_000
 """Limits of one request. A single prompt and response with more characters form a request of their own."""
@@ -231,7 +231,6 @@ class Client(BaseClient):
         responses: Sequence[str],
         task: str | None = None,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> list[Score]: ...
     @overload
     def score(
@@ -240,29 +239,25 @@ class Client(BaseClient):
         responses: ResponseLists,
         task: str | Sequence[str | None] | None = None,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> list[list[Score]]: ...
-    def score(self, prompt: Any, responses: Any, task: Any = None, weights: Any = None, risk: float = 0.0) -> Any:
+    def score(self, prompt: Any, responses: Any, task: Any = None, weights: Any = None) -> Any:
         """Score the responses to one prompt, or to each of several prompts, as `DMoERM.score` does.
 
         Raises:
-            DataError: a text is empty, a weight or the risk is invalid, the server's model has no uncertainty for a
-                positive risk, or the server rejects the query (unknown task, text too long).
+            DataError: a text is empty, a weight is invalid, or the server rejects the query (unknown task, text too
+                long).
             ServerError: the server does not respond after all attempts, or its response contains no scores.
             ConfigError: with weights, the server has no model with the client's model name.
         """
         queries, single = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, weights, risk))
+        scores = list(self.score_queries(queries, weights))
         return scores[0] if single else scores
 
-    def score_queries(
-        self, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
-    ) -> Iterator[list[Score]]:
+    def score_queries(self, queries: Sequence[Query], weights: Weights | None = None) -> Iterator[list[Score]]:
         """Yield the scores of each query, several queries per request, sent as the iterator is read. See `score`."""
-        check_risk(risk)
         if weights is not None:
             check_weights(weights, self.tasks(), [query.task for query in queries])
-        return adjusted(_join(queries, map(self._score, split_queries(queries))), weights, risk)
+        return adjusted(_join(queries, map(self._score, split_queries(queries))), weights)
 
     def models(self) -> dict[str, dict[str, list[str]]]:
         """Return the server's models: name → task → capabilities. Raises `ServerError`."""
@@ -312,7 +307,6 @@ class AsyncClient(BaseClient):
         responses: Sequence[str],
         task: str | None = None,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> list[Score]: ...
     @overload
     async def score(
@@ -321,24 +315,20 @@ class AsyncClient(BaseClient):
         responses: ResponseLists,
         task: str | Sequence[str | None] | None = None,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> list[list[Score]]: ...
-    async def score(self, prompt: Any, responses: Any, task: Any = None, weights: Any = None, risk: float = 0.0) -> Any:
+    async def score(self, prompt: Any, responses: Any, task: Any = None, weights: Any = None) -> Any:
         """Score the responses to one prompt, or to each of several prompts. See `Client.score`."""
         queries, single = as_queries(prompt, responses, task)
-        scores = await self.score_queries(queries, weights, risk)
+        scores = await self.score_queries(queries, weights)
         return scores[0] if single else scores
 
-    async def score_queries(
-        self, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
-    ) -> list[list[Score]]:
+    async def score_queries(self, queries: Sequence[Query], weights: Weights | None = None) -> list[list[Score]]:
         """Return the scores of each query, in order. See `Client.score`."""
-        check_risk(risk)
         if weights is not None:
             check_weights(weights, await self.tasks(), [query.task for query in queries])
         requests = [asyncio.ensure_future(self._score(part)) for part in split_queries(queries)]
         try:
-            return list(adjusted(_join(queries, await asyncio.gather(*requests)), weights, risk))
+            return list(adjusted(_join(queries, await asyncio.gather(*requests)), weights))
         finally:
             for request in requests:  # after an error, the other requests are of no use
                 request.cancel()

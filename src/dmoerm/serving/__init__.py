@@ -15,7 +15,7 @@ A request reaches its scores in six hops:
 
 1. `Guard.__call__`           checks key or host, reads the body within its limits, cancels when the client disconnects
 2. the protocol's route       turns the body into queries, or into prompts and responses
-3. `Service.score_texts`      groups prompts and responses into queries (`Service.score`: queries, weights and risk)
+3. `Service.score_texts`      groups prompts and responses into queries (`Service.score`: queries and weights)
 4. `Batcher.score`            encodes, and queues the queries' parts
 5. `Batcher.run`              takes parts from the queue until a pass is full, and runs it in a thread
 6. `DMoERM.score_encoded`     scores

@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from ..chat.rendered import Transcript
 from ..model import DMoERM
 from ..schema import Prompt, Query
-from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt, in_order
+from ..scores import Score, Weights, adjusted, check_weights, group_by_prompt, in_order
 from .batcher import Batcher, Priority
 from .monitoring import Metrics
 from .settings import Refusal, ServingConfig
@@ -119,23 +119,22 @@ class Service:
         return {**card, "tasks": config.tasks, "limits": limits}
 
     async def score(
-        self, request: Request, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
+        self, request: Request, queries: Sequence[Query], weights: Weights | None = None
     ) -> list[list[Score]]:
         """Score queries; return one list per query.
 
         Args:
             request: gets the numbers of responses and tokens as `state.responses` and `state.tokens`.
-            weights, risk: as in `DMoERM.score`; applied after the pass, which requests with other ones share.
+            weights: as in `DMoERM.score`; applied after the pass, which requests with other weights share.
 
         Raises:
-            DataError: the request has too many responses, a weight or the risk is invalid, and as `Batcher.score`.
+            DataError: the request has too many responses, a weight is invalid, and as `Batcher.score`.
             ServerError: as `Batcher.score`.
         """
         check_weights(weights, self.model.config.tasks, [query.task for query in queries])
-        check_risk(risk)
         scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
         request.state.responses = sum(map(len, scored))
-        return list(adjusted(scored, weights, risk))
+        return list(adjusted(scored, weights))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""

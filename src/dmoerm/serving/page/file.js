@@ -10,11 +10,11 @@ const SHOWN = 20; // reasons of skipped lines
 let job = null; // the chosen file: {lines, next, rows, responses, skipped}
 let running = null; // the abort controller while batches are sent
 
-/** Connects the fields. `adjustments` returns the current {weights, risk}. */
-export function setUp(adjustments) {
+/** Connects the fields. `weights` returns the current weights, or undefined. */
+export function setUp(weights) {
   find("file").onclick = () => (find("file").value = ""); // so that the same file can be chosen again after an edit
   find("file").onchange = choose;
-  find("file-score").onclick = () => (running ? running.abort() : run(adjustments()));
+  find("file-score").onclick = () => (running ? running.abort() : run(weights()));
   find("file-save").onclick = save;
 }
 
@@ -43,7 +43,7 @@ function update(status) {
   show("file-skipped", ...reasons);
 }
 
-async function run(adjustments) {
+async function run(weights) {
   if (find("key").value) keepKey(find("key").value);
   const [mine, current] = [new AbortController(), job];
   running = mine;
@@ -52,7 +52,7 @@ async function run(adjustments) {
   try {
     while (current.next < current.lines.length) {
       const batch = nextBatch(current);
-      for (const { row, responses, reason } of await outcomes(batch, adjustments, mine.signal)) {
+      for (const { row, responses, reason } of await outcomes(batch, weights, mine.signal)) {
         if (reason) current.skipped.push(reason);
         else current.rows.push(JSON.stringify(row) + "\n");
         current.responses += responses ?? 0;
@@ -99,13 +99,13 @@ function parsed(line) {
 }
 
 /** What became of each row: {row, responses} or {reason}. A rejected batch is halved until the row at fault is alone. */
-async function outcomes(batch, adjustments, signal) {
+async function outcomes(batch, weights, signal) {
   const [{ row: first, number }] = batch;
   if (batch.length === 1 && !first) return [{ reason: `Line ${number}: not a JSON object` }];
   if (batch.every(({ row }) => row)) {
     const items = batch.map(({ row: { id, prompt, responses, task, tools } }) => ({ id, prompt, responses, task, tools }));
     try {
-      const answers = await patiently(() => scoreAll(items, adjustments, signal), signal);
+      const answers = await patiently(() => scoreAll(items, weights, signal), signal);
       return answers.map((answer, i) => ({ row: rowOf(answer, batch[i].number), responses: answer.scores.length }));
     } catch (error) {
       if (![400, 413, 422, 500].includes(error.status)) throw error;
@@ -113,8 +113,8 @@ async function outcomes(batch, adjustments, signal) {
     }
   }
   const half = batch.length >> 1;
-  const before = await outcomes(batch.slice(0, half), adjustments, signal);
-  return [...before, ...(await outcomes(batch.slice(half), adjustments, signal))];
+  const before = await outcomes(batch.slice(0, half), weights, signal);
+  return [...before, ...(await outcomes(batch.slice(half), weights, signal))];
 }
 
 /** The answer of `ask`, which is repeated while the server is busy or loads its model. */

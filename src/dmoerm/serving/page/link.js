@@ -1,5 +1,5 @@
 /**
- * A link with an item: {prompt, responses, task, weights, risk} as JSON, in base64url, after the #.
+ * A link with an item: {prompt, responses, task, weights} as JSON, in base64url, after the #.
  * Browsers do not send the part after the # to a server, so no text reaches its logs.
  */
 
@@ -21,6 +21,5 @@ export function linked() {
   const turns = item.prompt.map(({ role, content }) => ({ role: String(role), content: String(content) }));
   if (!turns.length || !item.responses.length) throw new Error("nothing to score");
   const weights = Object.fromEntries(Object.entries(item.weights ?? {}).map(([name, weight]) => [name, Number(weight)]));
-  const risk = Math.max(0, Number(item.risk ?? 0) || 0);
-  return { prompt: turns, responses: item.responses.map(String), task: item.task ? String(item.task) : null, weights, risk };
+  return { prompt: turns, responses: item.responses.map(String), task: item.task ? String(item.task) : null, weights };
 }

@@ -11,14 +11,10 @@ import { plural, signed } from "./words.js";
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
 let scored = null; // the last result: its item as text, its sentence, each response’s outcome, and response id → rank
 let weights = {}; // capability → weight in the reward, of those that are not 1
-let risk = 0; // how many times its uncertainty each reward is lowered
 let running = null; // the abort controller of the current request
 
-/** The weights and the risk, as far as any are set. */
-const adjustments = () => ({ ...(Object.keys(weights).length ? { weights } : {}), ...(risk ? { risk } : {}) });
-
-/** What is scored and linked to: the form’s item with its adjustments. */
-const current = () => ({ ...form.item(), ...adjustments() });
+/** What is scored and linked to: the form’s item, with weights if any is set. */
+const current = () => ({ ...form.item(), ...(Object.keys(weights).length ? { weights } : {}) });
 
 const setStatus = (text) => (find("status").textContent = text);
 
@@ -66,8 +62,8 @@ function succeeded(item, identities, result, leaving) {
   scored = { item: JSON.stringify(item), sentence: summary(result), outcomes, ranks: ranksById };
   find("key-row").hidden = true;
   if (!find("model").textContent) showModel();
-  const field = document.activeElement.matches(".weight, .risk") ? document.activeElement.id : null;
-  find("sections").replaceChildren(...sections(item, result, before, { weigh, setRisk }));
+  const field = document.activeElement.matches(".weight") ? document.activeElement.id : null;
+  find("sections").replaceChildren(...sections(item, result, before, weigh));
   edited();
   if (field && find(field)) find(field).focus();
   else reveal(leaving);
@@ -77,12 +73,6 @@ function succeeded(item, identities, result, leaving) {
 function weigh(capability, weight) {
   const { [capability]: _, ...others } = weights;
   weights = weight === 1 ? others : { ...others, [capability]: weight };
-  run();
-}
-
-/** Sets the risk and scores again. */
-function setRisk(value) {
-  risk = value;
   run();
 }
 
@@ -108,8 +98,7 @@ function failed(error) {
     find("key").focus();
     return;
   }
-  const plain = risk ? make("button", { type: "button", onclick: () => setRisk(0) }, "Score without risk") : null;
-  show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"), plain);
+  show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"));
   reveal();
 }
 
@@ -135,7 +124,6 @@ function open() {
     show("failure", make("p", {}, "The link is damaged and has no conversation. Copy it again, or write a prompt here."));
   }
   weights = item?.weights ?? {};
-  risk = item?.risk ?? 0;
   form.fill(item ?? BLANK);
   if (item) run();
 }
@@ -191,7 +179,7 @@ async function showExamples(tasks) {
 }
 
 form.setUp(edited, notify);
-file.setUp(adjustments);
+file.setUp(() => current().weights);
 find("form").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

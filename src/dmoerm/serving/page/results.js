@@ -28,11 +28,11 @@ const eitherTruncated = (scores, first, second) => scores[first].truncated || sc
  * The sections of a result.
  *
  * item: the request’s item. result: {scores, win_probabilities}. before: each response’s rank in the previous result, or
- * undefined. weigh: is called with a capability and its new weight. setRisk: is called with the new risk.
+ * undefined. weigh: is called with a capability and its new weight.
  */
-export function sections(item, result, before, { weigh, setRisk }) {
+export function sections(item, result, before, weigh) {
   const { order } = ranked(result.scores);
-  const shown = [section("Ranking", ...ranking(item, result, before, setRisk))];
+  const shown = [section("Ranking", ...ranking(item, result, before))];
   if (Object.keys(result.scores[0].capabilities).length) {
     shown.push(section("Capabilities", capabilities(result.scores, order, item.weights ?? {}, weigh)));
   }
@@ -45,7 +45,7 @@ function section(title, ...content) {
   return make("section", { "aria-labelledby": id, class: "card" }, make("h3", { id }, title), ...content);
 }
 
-function ranking(item, { scores, win_probabilities: wins }, before, setRisk) {
+function ranking(item, { scores, win_probabilities: wins }, before) {
   const { order, ranks } = ranked(scores);
   const end = reach(scores.flatMap(({ reward, uncertainty }) => [Math.abs(reward) + (uncertainty ?? 0)]), 2);
   const lines = order.map((index) => {
@@ -71,19 +71,9 @@ function ranking(item, { scores, win_probabilities: wins }, before, setRisk) {
   const spread = !known ? "" : " ±: standard deviation, larger for responses unlike the training data.";
   const mean = scores[0].task === null ? "higher is better" : "standard deviations about the task’s mean";
   const weighted = item.weights && scores[0].task !== null ? ", with your weights" : "";
-  const lowered = item.risk ? `, less ${item.risk} × its ±` : "";
-  const unit = `Reward: ${mean}${weighted}${lowered}.${spread} Scale: −${end} to +${end}.`;
+  const unit = `Reward: ${mean}${weighted}.${spread} Scale: −${end} to +${end}.`;
   const pairs = order.length > 2 ? matrix(wins, order) : null;
-  const caution = known ? riskField(item.risk ?? 0, setRisk) : null;
-  return [make("ol", { class: "ranking" }, ...lines), make("p", { class: "note" }, unit), caution, pairs];
-}
-
-/** The field of the risk: how many standard deviations each reward is lowered by. */
-function riskField(risk, setRisk) {
-  const changed = ({ target }) => target.reportValidity() && setRisk(target.valueAsNumber);
-  const range = { type: "number", min: 0, max: 100, step: "any", required: true, value: risk };
-  const field = make("input", { ...range, id: "risk", class: "risk", onchange: changed });
-  return make("label", { class: "note" }, "Risk: each reward is lowered by this many ±", field);
+  return [make("ol", { class: "ranking" }, ...lines), make("p", { class: "note" }, unit), pairs];
 }
 
 function moved(rank, before) {

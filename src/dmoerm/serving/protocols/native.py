@@ -41,18 +41,12 @@ class ScoreItem(BaseModel):
 class ScoreRequest(NamedRequest):
     """Prompts and their responses."""
 
-    model_config = examples(_REQUEST, _REQUEST | {"weights": {"empathy": 2}, "risk": 0.5}) | ConfigDict(extra="forbid")
+    model_config = examples(_REQUEST, _REQUEST | {"weights": {"empathy": 2}}) | ConfigDict(extra="forbid")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(
         None,
         description="Capability → weight in the rewards, from −10 to 10; 1 for those that are not given. No effect on "
         "items without a score of the capability.",
-    )
-    risk: float = Field(
-        0.0,
-        strict=True,
-        description="λ ≥ 0: each reward is lowered by λ · uncertainty, after the weights. An error if the model has no "
-        "uncertainty.",
     )
     win_probabilities: bool = Field(True, description="Whether to compare all pairs of responses to a prompt.")
 
@@ -78,7 +72,7 @@ class ScoreAnswer(BaseModel):
 async def score(request: Request, body: ScoreRequest, service: CurrentService) -> Response:
     """Rewards, routes, capability scores, uncertainty and win probabilities."""
     queries = [parse_query(item.model_dump(exclude_none=True)) for item in body.items]
-    scored = await service.score(request, queries, body.weights, body.risk)
+    scored = await service.score(request, queries, body.weights)
     compared = body.win_probabilities
 
     def answer() -> Response:  # takes half a second for a thousand responses, so other requests need the event loop
