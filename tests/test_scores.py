@@ -1,4 +1,4 @@
-"""The range of rewards, win probabilities, weights, risk, and the queries that `score` makes of its arguments."""
+"""The range of rewards, win probabilities, weights, and the queries that `score` makes of its arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from dmoerm.scores import (
     adjusted,
     as_queries,
     bound_reward,
-    check_risk,
     check_weights,
     group_by_prompt,
     log_columns,
@@ -190,52 +189,3 @@ def test_invalid_weights_are_named(weights, chosen, field, message):
     with pytest.raises(DataError, match=f"(?s){message}") as caught:
         check_weights(weights, TASKS, chosen)
     assert caught.value.field == field
-
-
-# --- risk ----------------------------------------------------------------------------------------------------------
-
-RISKS = st.floats(0, 1e3)
-
-
-@given(VALUES, st.floats(0, 100), RISKS)
-def test_a_risk_lowers_a_reward_by_so_many_standard_deviations_and_changes_nothing_else(value, deviation, risk):
-    plain = Score(bound_reward(value), "chat", {"chat": 1.0}, {"wit": 1.0}, deviation, 1.5, True)
-    score = plain.with_risk(risk)
-    assert unbound_reward(score.reward) == pytest.approx(unbound_reward(plain.reward) - risk * deviation, rel=1e-6)
-    assert replace(score, reward=0.0) == replace(plain, reward=0.0)
-    assert np.float32(score.reward) > MIN_REWARD
-
-
-@given(VALUES, CAPABILITIES, WEIGHTS, RISKS)
-def test_weights_are_applied_before_the_risk(value, capabilities, weights, risk):
-    plain = rated(value, capabilities)
-    (((score,)),) = adjusted([[plain]], weights, risk)
-    assert score == plain.reweighted(weights).with_risk(risk)
-    expected = unbound_reward(plain.reweighted(weights).reward) - risk * 0.5
-    assert unbound_reward(score.reward) == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_risk_leaves_empty_responses_below_all_others():
-    empty = Score(MIN_REWARD, "chat", {}, {}, None, 1.0)
-    worst = rated(-1e6, {}).with_risk(1e308)
-    (((first, second)),) = adjusted([[empty, worst]], risk=3.0)
-    assert first is empty
-    assert np.float32(second.reward) > MIN_REWARD
-    assert math.isfinite(replace(worst, uncertainty=1e9).with_risk(1e308).reward)
-
-
-@pytest.mark.parametrize(("task", "source"), [("chat", "task 'chat'"), (None, "the general model")])
-def test_a_risk_needs_an_uncertainty(task, source):
-    score = Score(0.4, task, {}, {}, None, 1.0)
-    assert score.with_risk(0) is score
-    message = rf"risk: {source} gives no uncertainty.*got 0.5\); leave the risk out"
-    with pytest.raises(DataError, match=message) as caught:
-        list(adjusted([[score]], risk=0.5))
-    assert caught.value.field == "risk"
-
-
-@pytest.mark.parametrize("risk", [-0.1, math.nan, math.inf, -math.inf, True, False, "1", None, [1.0]])
-def test_invalid_risks_are_named(risk):
-    with pytest.raises(DataError, match="is not a finite number ≥ 0") as caught:
-        check_risk(risk)
-    assert caught.value.field == "risk"

@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from dmoerm.chat.encoding import Encoded
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import pack_ids, pad
 from dmoerm.model.checkpoint import task_backbone
 from dmoerm.model.experts import lora_layers
+from dmoerm.model.packing import pack_ids, pad
 from dmoerm.model.router import Choice
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model

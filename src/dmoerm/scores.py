@@ -1,4 +1,4 @@
-"""The scores of a reward model, from this process or from a server, the range of rewards, people's weights, and risk.
+"""The scores of a reward model, from this process or from a server, the range of rewards, and people's weights.
 
 Rewards are centered and scaled (standard deviation 1) and then bounded to (−20, 20): values within ±10 stay as they
 are, values beyond it approach ±20 without reaching it. An empty response (no text but white space) has exactly
@@ -8,16 +8,11 @@ on the unbounded values, so the bound changes neither the order nor the probabil
 Weights of capabilities, which people set when they score, shift the unbounded rewards without retraining:
 
     reward' = reward + 1/k · Σ_i (u_i − 1) · c_i        u_i: weights, 1 by default; c_i: the k capability scores
-
-A risk λ ≥ 0 then lowers rewards that the training data says little about:
-
-    reward' = reward − λ · uncertainty
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -113,25 +108,10 @@ class Score:
         reward = unbound_reward(self.reward) + sum(shifts) / len(self.capabilities)
         return replace(self, reward=bound_reward(reward))
 
-    def with_risk(self, risk: float) -> Score:
-        """Return the score with its unbounded reward lowered by risk · uncertainty; an empty response's stays the same.
 
-        Raises:
-            DataError: the risk is positive, and the score has no uncertainty.
-        """
-        if not risk or self.empty:
-            return self
-        if self.uncertainty is None:
-            source = f"task {self.task!r}" if self.task is not None else "the general model"
-            hint = "leave the risk out, or train the model again: a linear head with l2 has an uncertainty"
-            raise DataError(f"{source} gives no uncertainty to lower rewards by", field="risk", value=risk, hint=hint)
-        reward = unbound_reward(self.reward) - float(risk) * self.uncertainty
-        return replace(self, reward=bound_reward(max(reward, -sys.float_info.max)))
-
-
-def adjusted(scores: Iterable[list[Score]], weights: Weights | None = None, risk: float = 0.0) -> Iterator[list[Score]]:
-    """Yield each query's scores under the weights (`Score.reweighted`), and then under the risk (`Score.with_risk`)."""
-    return ([score.reweighted(weights or {}).with_risk(risk) for score in row] for row in scores)
+def adjusted(scores: Iterable[list[Score]], weights: Weights | None = None) -> Iterator[list[Score]]:
+    """Yield each query's scores under the weights; see `Score.reweighted`."""
+    return ([score.reweighted(weights or {}) for score in row] for row in scores)
 
 
 def check_task(tasks: Mapping[str, Sequence[str]], task: str, source: str = "") -> None:
@@ -168,13 +148,6 @@ def check_weights(
             message = f"is not a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
             hint = "1 keeps the capability's share in the reward, 2 adds to it"
             raise DataError(message, field=f"weights.{name}", value=weight, hint=hint)
-
-
-def check_risk(risk: Any) -> None:
-    """Raise `DataError` if a risk is not a finite number from 0 on."""
-    if not isinstance(risk, Real) or isinstance(risk, bool) or not 0 <= float(risk) < math.inf:
-        hint = "0 leaves rewards as they are, 1 lowers each by one standard deviation"
-        raise DataError("is not a finite number ≥ 0", field="risk", value=risk, hint=hint)
 
 
 def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:

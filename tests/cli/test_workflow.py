@@ -129,7 +129,7 @@ def test_score_writes_one_row_a_row_in_order(
 ) -> None:
     import dmoerm
 
-    monkeypatch.setattr("dmoerm.model.batching._WINDOW_QUERIES", 3)
+    monkeypatch.setattr("dmoerm.model.packing._WINDOW_QUERIES", 3)
     rows, output = queries(), tmp_path / "out" / "scores.jsonl"
     result = run("score", trained, "--input", write_rows(rows), "--output", output, "--json", tmp_path / "sum.json")
     assert result.exit_code == 0, result.output
@@ -182,7 +182,7 @@ def test_a_bad_row_leaves_no_half_file(
     words: str,
     suffix: str,
 ) -> None:
-    monkeypatch.setattr("dmoerm.model.batching._WINDOW_QUERIES", 2)  # some rows have been written by then
+    monkeypatch.setattr("dmoerm.model.packing._WINDOW_QUERIES", 2)  # some rows have been written by then
     output = tmp_path / "out" / f"scores{suffix}"
     output.parent.mkdir()
     output.write_text("as it was")

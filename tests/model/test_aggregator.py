@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmoerm.config import AggregatorConfig
-from dmoerm.model.aggregator import Aggregator
+from dmoerm.model.heads import Aggregator
 
 VECTORS = torch.randn(40, 2 * 5 + 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
 SCORES = VECTORS[:, 10:]  # what an aggregator of scores alone is given

@@ -15,10 +15,9 @@ from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
 from dmoerm.model.attention import ATTENTION, Buckets
-from dmoerm.model.batching import pad
 from dmoerm.model.experts import lora_layers, with_experts
 from dmoerm.model.layers import Decoder, run, split_layers
-from dmoerm.model.packing import Outputs, Packing
+from dmoerm.model.packing import Outputs, Packing, pad
 
 from .packing import (
     KINDS,

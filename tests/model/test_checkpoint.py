@@ -18,7 +18,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM, integrity, task_backbone
-from dmoerm.model.batching import pack_ids
+from dmoerm.model.packing import pack_ids
 from dmoerm.schema import Query
 
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))

@@ -16,8 +16,8 @@ from tiny import assert_same, make_model, make_tiny_config
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, chunks, pack_ids, pad
 from dmoerm.model.mixture import TaskModel
+from dmoerm.model.packing import batches, chunks, pack_ids, pad
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score
 
@@ -104,24 +104,6 @@ def test_the_uncertainty_is_that_of_the_model_that_scores(tiny_model: Callable[.
         assert [score.uncertainty for score in scores][1] is None
         expected = posterior.deviation(x)[[0, 2]].tolist()
         assert [score.uncertainty for score in scores][::2] == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_risk_lowers_rewards_on_every_path(plain: DMoERM) -> None:
-    rows = plain.score(PROMPTS, RESPONSES)
-    queries = [Query(prompt=p, responses=tuple(r)) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    weights = {"empathy": 2.0}
-    for found in (
-        plain.score(PROMPTS, RESPONSES, risk=0.25, weights=weights),
-        plain.score(PROMPTS, RESPONSES, risk=0.25, weights=weights, deterministic=True),
-        [row for _, row in plain.score_stream(queries, risk=0.25, weights=weights)],
-    ):
-        for row, expected in zip(found, rows, strict=True):
-            assert_same(row, [score.reweighted(weights).with_risk(0.25) for score in expected])
-    assert [score.reward for row in found for score in row] != [score.reward for row in rows for score in row]
-    for risk in (-1, math.nan, True, "1"):
-        for call in (plain.score_queries, plain.score_stream):
-            with pytest.raises(DataError, match="risk: is not a finite number"):
-                list(call(queries, risk=risk))
 
 
 def test_a_given_task_overrides_the_route(plain: DMoERM) -> None:

@@ -14,9 +14,8 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.config import BackboneConfig, HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model.backbone import branch_without_weights
-from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import Experts, StackedLoRALinear, check_targets, lora_layers, lora_targets, with_experts
-from dmoerm.model.packing import Packed
+from dmoerm.model.packing import Packed, pack_ids
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 each_targets = pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ALL_LINEAR])

@@ -11,8 +11,8 @@ import torch
 from tiny import make_exact_config, make_model
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.model.batching import pack_ids
 from dmoerm.model.mixture import TaskModel
+from dmoerm.model.packing import pack_ids
 
 QUERIES = [Encoded([1, 4, 5, 9], [[6, 2], [7, 8, 11, 2], [12, 2]])]
 

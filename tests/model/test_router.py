@@ -16,7 +16,7 @@ from tiny import make_model, make_tiny_config
 from dmoerm import DMoERM
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import CheckpointError
-from dmoerm.model.batching import pack_ids, pad
+from dmoerm.model.packing import pack_ids, pad
 from dmoerm.model.router import Routing
 from dmoerm.scores import unbound_reward
 

@@ -83,7 +83,7 @@ def test_a_stream_allows_the_weights_of_all_tasks(model: Any) -> None:
 def test_files_check_the_weights_first_and_do_not_mind_the_rows_tasks(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmoerm.model.batching._WINDOW_QUERIES", 1)  # a window without the weight's task
+    monkeypatch.setattr("dmoerm.model.packing._WINDOW_QUERIES", 1)  # a window without the weight's task
     queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(3)]
     plain = list(RowScorer(model).rows(queries))
     weighted = list(RowScorer(model, weights={"logic": 3.0}).rows(queries))

@@ -29,7 +29,7 @@ ENDS = {"training": END, "phase2": {"lora": LORA}}
 SMALL = """
 from dmoerm.cli import main
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, greedy
+from dmoerm.model.packing import batches, greedy
 from dmoerm.training import batches as groups, cache, embedding, run
 
 groups.greedy = lambda examples, size, budget: greedy(examples, size, 256)

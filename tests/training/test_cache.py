@@ -12,8 +12,7 @@ from tiny import TRAINED, train_quietly
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.config import Config
-from dmoerm.model.batching import pack_ids
-from dmoerm.model.packing import pack
+from dmoerm.model.packing import pack, pack_ids
 from dmoerm.training.cache import ActivationCache
 
 

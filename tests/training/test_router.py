@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dmoerm.model.batching import pack_ids
+from dmoerm.model.packing import pack_ids
 from dmoerm.training import router
 from dmoerm.training.exact_solver import FOLDS
 from dmoerm.training.router import assign_tasks, calibration_error, fit_router, train_router

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from ..chat.encoding import Encoded
 from ..model import DMoERM
-from ..model.batching import batches, pack_ids
 from ..model.mixture import PassOutput
-from ..model.packing import Packed, pack
+from ..model.packing import Packed, batches, pack, pack_ids
 from ..model.router import Choice
 from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward

@@ -21,7 +21,6 @@ from ..errors import BackboneError, CheckpointError, did_you_mean, first_fault, 
 from ..names import check_name
 from .backbone import check_config
 from .families import is_text_model
-from .heads import embedding_width
 from .integrity import count_tensors, read_json
 from .router import Routing
 
@@ -136,7 +135,7 @@ class DMoERMConfig(PretrainedConfig):
     @property
     def width(self) -> int:
         """The width D of an embedding."""
-        return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
+        return self.backbone["hidden_size"] * (2 if EncodingConfig(**self.encoding).pooling == "both" else 1)
 
     @property
     def text_tokens(self) -> int:

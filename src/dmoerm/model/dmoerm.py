@@ -9,7 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -19,16 +19,33 @@ from ..chat.encoding import Encoded
 from ..chat.rendered import Transcript
 from ..errors import ConfigError, shorten
 from ..schema import PromptInput, Query, ResponseLists
-from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
+from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_weights
 from . import checkpoint
-from .batching import batches, chunks, pack_ids, windows
 from .configuration import DMoERMConfig
 from .layers import Decoder
 from .loading import load_options
 from .memory import scoring_tokens
 from .mixture import Mixture
-from .packing import Packed, transfer
+from .packing import Packed, batches, chunks, pack_ids, transfer, windows
 from .router import Choice, Known
+
+
+class ScoreOptions(TypedDict, total=False):
+    """How texts are scored.
+
+    Attributes:
+        batch_tokens: maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts once
+            per expert of a task. None: 8192 on a CPU, up to 65,536 on an accelerator that has the memory.
+        deterministic: make scores independent of the batch to the last bit; see `DMoERM.score_separately`.
+        weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only; see
+            `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these tasks,
+            otherwise to any task of the model. They have no effect on responses without a score of the capability.
+    """
+
+    batch_tokens: int | None
+    deterministic: bool
+    weights: Weights | None
+
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 
@@ -50,14 +67,7 @@ class DMoERM(Mixture):
 
     @overload
     def score(
-        self,
-        prompt: PromptInput,
-        responses: Sequence[str],
-        task: str | None = None,
-        batch_tokens: int | None = None,
-        deterministic: bool = False,
-        weights: Weights | None = None,
-        risk: float = 0.0,
+        self, prompt: PromptInput, responses: Sequence[str], task: str | None = None, **options: Unpack[ScoreOptions]
     ) -> list[Score]: ...
     @overload
     def score(
@@ -65,46 +75,26 @@ class DMoERM(Mixture):
         prompt: Sequence[PromptInput],
         responses: ResponseLists,
         task: str | Sequence[str | None] | None = None,
-        batch_tokens: int | None = None,
-        deterministic: bool = False,
-        weights: Weights | None = None,
-        risk: float = 0.0,
+        **options: Unpack[ScoreOptions],
     ) -> list[list[Score]]: ...
-    def score(
-        self,
-        prompt: PromptInput | Sequence[PromptInput],
-        responses: Sequence[str] | ResponseLists,
-        task: str | Sequence[str | None] | None = None,
-        batch_tokens: int | None = None,
-        deterministic: bool = False,
-        weights: Weights | None = None,
-        risk: float = 0.0,
-    ) -> list[Score] | list[list[Score]]:
+    def score(self, prompt: Any, responses: Any, task: Any = None, **options: Unpack[ScoreOptions]) -> Any:
         """Score the responses to one prompt, or to each of several prompts.
 
         Args:
             prompt: a text or a list of chat messages; or a list of those, one per entry of `responses`.
             responses: the responses to the prompt; or a list of such lists.
             task: overrides the router; one name, or one name (or None) per prompt.
-            batch_tokens: maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts
-                once per expert of a task. None: 8192 on a CPU, up to 65,536 on an accelerator that has the memory.
-            deterministic: make scores independent of the batch to the last bit; see `score_separately`.
-            weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only;
-                see `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these
-                tasks, otherwise to any task of the model. It has no effect on responses without a score of the
-                capability.
-            risk: how much an uncertainty lowers its reward, from 0 on; see `Score.with_risk`. Weights are applied
-                before.
+            options: `batch_tokens`, `deterministic` and `weights`, see `ScoreOptions`.
 
         Returns:
             A list with one `Score` per response; for several prompts a list of such lists, in the order of the prompts.
 
         Raises:
-            DataError: a prompt is empty, a task or a capability is unknown, a weight or the risk is out of range, the
-                model has no uncertainty for a positive risk, or a text is longer than the model's maximum.
+            DataError: a prompt is empty, a task or a capability is unknown, a weight is out of range, or a text is
+                longer than the model's maximum.
         """
         queries, is_single = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, batch_tokens, deterministic, weights, risk))
+        scores = list(self.score_queries(queries, **options))
         return scores[0] if is_single else scores
 
     def score_queries(
@@ -113,14 +103,13 @@ class DMoERM(Mixture):
         batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> Iterator[list[Score]]:
         """Score queries in batches of similar length; the scores have the order of the queries.
 
         A query that exceeds a pass is scored in chunks, so the number of responses is not limited.
 
         Args:
-            batch_tokens, deterministic, weights, risk: as in `score`.
+            batch_tokens, deterministic, weights: see `ScoreOptions`.
 
         Raises:
             DataError: as in `score`.
@@ -129,29 +118,23 @@ class DMoERM(Mixture):
             if query.task is not None:
                 self.task_model(query.task, query.position)
         check_weights(weights, self.config.tasks, [query.task for query in queries])
-        check_risk(risk)
         encoded = [self.encoder.encode(query, one_prompt=False) for query in queries]
         if deterministic:
-            return adjusted(self.score_separately(encoded, [query.task for query in queries]), weights, risk)
+            return adjusted(self.score_separately(encoded, [query.task for query in queries]), weights)
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
-            tasks = [queries[i].task for i in rows]
-            if len(rows) == 1:
-                batch_scores = [self._score_chunks(encoded[rows[0]], tasks[0], batch_tokens)]
-            else:
-                batch_scores = self.score_encoded([encoded[i] for i in rows], tasks)
-            scores |= dict(zip(rows, batch_scores, strict=True))
-        return adjusted((scores[i] for i in range(len(queries))), weights, risk)
-
-    def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int | None) -> list[Score]:
-        """Score one query with one pass per chunk. A prompt's first route holds for all its chunks."""
-        scores: list[Score] = []
-        known: dict[str, Known] = {}
-        for _, chunk in chunks(encoded, self.pass_tokens(batch_tokens)):
-            (chunk_scores,) = self.score_encoded([chunk], [known.get(chunk.prompt_key, task)])
-            known.setdefault(chunk.prompt_key, Known(task, tuple(chunk_scores[0].route.values())))
-            scores += chunk_scores
-        return scores
+            if len(rows) > 1:
+                batch_scores = self.score_encoded([encoded[i] for i in rows], [queries[i].task for i in rows])
+                scores |= dict(zip(rows, batch_scores, strict=True))
+                continue
+            (row,) = rows
+            task, known = queries[row].task, dict[str, Known]()  # a prompt's first route holds for all its chunks
+            scores[row] = []
+            for _, chunk in chunks(encoded[row], self.pass_tokens(batch_tokens)):
+                (chunk_scores,) = self.score_encoded([chunk], [known.get(chunk.prompt_key, task)])
+                known.setdefault(chunk.prompt_key, Known(task, tuple(chunk_scores[0].route.values())))
+                scores[row] += chunk_scores
+        return adjusted((scores[i] for i in range(len(queries))), weights)
 
     def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> list[list[Score]]:
         """Score each response of encoded queries in its own pass; its score then depends on no other text.
@@ -164,12 +147,10 @@ class DMoERM(Mixture):
         with _deterministic_algorithms():
             for query, task in zip(encoded, tasks, strict=True):
                 parts = [query.part(i, i + 1) for i in range(len(query.responses))]
-                prompts = {part.prompt_key: part.prompt for part in parts}
-                empty = self.encoder.empty_response
+                given = task.task if isinstance(task, Known) else task
                 known: dict[str, Known] = {}
-                for key, ids in prompts.items():
-                    ((score,),) = self.score_encoded([Encoded(ids, [empty])], [task])
-                    given = task.task if isinstance(task, Known) else task
+                for key, ids in {part.prompt_key: part.prompt for part in parts}.items():
+                    ((score,),) = self.score_encoded([Encoded(ids, [self.encoder.empty_response])], [task])
                     known[key] = Known(given, tuple(score.route.values()))
                 scores.append([self.score_encoded([part], [known[part.prompt_key]])[0][0] for part in parts])
         return scores
@@ -194,17 +175,15 @@ class DMoERM(Mixture):
         batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
-        risk: float = 0.0,
     ) -> Iterator[tuple[Query, list[Score]]]:
         """Yield each query of a stream with its scores, in order; only a window of the stream is in memory.
 
         A weight may belong to any task of the model, since the queries' tasks are not known in advance.
         """
         check_weights(weights, self.config.tasks)
-        check_risk(risk)
         for window in windows(queries):
             scores = self.score_queries(window, batch_tokens, deterministic)
-            yield from zip(window, adjusted(scores, weights, risk), strict=True)
+            yield from zip(window, adjusted(scores, weights), strict=True)
 
     @torch.inference_mode()
     def score_encoded(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> list[list[Score]]:
@@ -217,18 +196,14 @@ class DMoERM(Mixture):
         with torch.autocast(self.device.type, enabled=False):  # a trainer may run `forward` in its own precision
             ids = pack_ids(encoded).to(self.device)
             hidden = self.hidden(ids)
-            if not all(each.probabilities for each in known):
+            probabilities = [each.probabilities for each in known]
+            if not all(probabilities):
                 computed = self.route(ids, hidden).tolist()
-                known = [
-                    each._replace(probabilities=each.probabilities or tuple(computed[q]))
-                    for q, each in enumerate(known)
-                ]
-            routed = self.choose(torch.tensor([each.probabilities for each in known]))
-            choices = [
-                Choice.of(each.task) if each.task else choice for each, choice in zip(known, routed, strict=True)
-            ]
+                probabilities = [given or row for given, row in zip(probabilities, computed, strict=True)]
+            routed = zip(known, self.choose(torch.tensor(probabilities)), strict=True)
+            choices = [Choice.of(each.task) if each.task else choice for each, choice in routed]
             rewards = self.rewards(hidden, choices)
-        routes = [dict(zip(self.router.tasks, each.probabilities, strict=True)) for each in known]
+        routes = [dict(zip(self.router.tasks, row, strict=True)) for row in probabilities]
         scores: list[list[Score]] = [[] for _ in encoded]
         for n, owner in enumerate(ids.packing.owner):
             index = len(scores[owner])
@@ -244,13 +219,10 @@ class DMoERM(Mixture):
             choices: what scores the responses to each prompt.
         """
         output = self.outputs(hidden, choices)
-        capabilities = [part.scores.capabilities for part in output.tasks.values()]
-        temperatures = [self.temperature(choice) for choice in choices]
-        rewards, deviations, temperature, *others = transfer(
-            [output.reward, output.uncertainty, torch.stack(temperatures), *capabilities], "cpu"
-        )
-        columns = output.owner, rewards.tolist(), deviations.tolist()
-        by_prompt = temperature.tolist()
+        capabilities = [scores.capabilities for _, scores in output.tasks.values()]
+        temperatures = torch.stack([self.temperature(choice) for choice in choices])
+        figures = [output.reward, output.uncertainty, temperatures, *capabilities]
+        rewards, deviations, by_prompt, *columns = (each.tolist() for each in transfer(figures, "cpu"))
         fields: list[dict[str, Any]] = [
             {
                 "reward": bound_reward(reward),
@@ -258,13 +230,12 @@ class DMoERM(Mixture):
                 "uncertainty": None if math.isnan(deviation) else deviation,
                 "temperature": by_prompt[owner],
             }
-            for owner, reward, deviation in zip(*columns, strict=True)
+            for owner, reward, deviation in zip(output.owner, rewards, deviations, strict=True)
         ]
-        for (task, part), scores in zip(output.tasks.items(), others, strict=True):
-            experts = self.task_model(task).experts
-            for row, values in zip(part.rows, scores.tolist(), strict=True):
+        for (task, (rows, _)), scores in zip(output.tasks.items(), columns, strict=True):
+            for row, values in zip(rows, scores, strict=True):
                 if choices[output.owner[row]].task == task:
-                    fields[row]["capabilities"] = dict(zip(experts.capabilities, values, strict=True))
+                    fields[row]["capabilities"] = dict(zip(self.config.tasks[task], values, strict=True))
         return fields
 
     # --- Hugging Face's interface --------------------------------------------------------------------------------
@@ -370,10 +341,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 @contextlib.contextmanager
 def _deterministic_algorithms() -> Iterator[None]:
     """Select PyTorch's deterministic kernels: on a GPU, `index_add` otherwise adds in no fixed order."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

@@ -27,10 +27,10 @@ from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
 from ..schema import Message, Query, messages_of, stripped
 from .backbone import load_tokenizer
-from .batching import pack_ids
 from .heads import Head
 from .layers import join
 from .mixture import Mixture
+from .packing import pack_ids
 from .router import Choice
 
 if TYPE_CHECKING:

@@ -1,6 +1,12 @@
-"""Heads: pooling of token states to embeddings, scores of embeddings, and the scores' uncertainty.
+"""Heads: pooling of token states to embeddings, their scores, the scores' uncertainty, and the aggregator of phase 3.
 
     tokens ──branch──▶ states ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
+
+The aggregator maps expert outputs to one reward (the inner layer of arXiv 2403.01197):
+
+    embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
+    scores       r = w · (r_1 … r_k, r_phase1, r_general, r_all)     linear, on normalized scores; r_all is optional
+    both         r = their sum
 
 The posterior of a linear head is the Gaussian of the last-layer Laplace approximation (arXiv 2402.13210). For a reward
 that is linear in the normalized embedding x, such as a sum of heads with independent posteriors:
@@ -10,7 +16,8 @@ that is linear in the normalized embedding x, such as a sum of heads with indepe
 `rest` is the variance of the weights without data; `basis` is what the labels removed from it. The basis has at most
 `MAX_RANK` directions, along which most is removed; without the others, a variance is only overestimated.
 
-Shapes: k experts, N responses, d hidden width, D embedding width, R rank of the basis.
+Shapes: k experts, N responses, d hidden width, D embedding width, R rank of the basis, m embeddings and s scores that
+an aggregator reads.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import HeadConfig
+from ..config import AggregatorConfig, HeadConfig
 from .layers import Decoder, run
 from .packing import Packed, means
 
@@ -43,11 +50,6 @@ def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -
     if pooling == "mean":
         return mean
     return torch.cat([states[:, packing.last - packing.prompt_tokens].float(), mean], -1)
-
-
-def embedding_width(hidden_size: int, pooling: str) -> int:
-    """Return the width D of an embedding."""
-    return 2 * hidden_size if pooling == "both" else hidden_size
 
 
 class Normalizer(nn.Module):
@@ -180,3 +182,69 @@ class Posterior(nn.Module):
     def deviation(self, x: Tensor) -> Tensor:
         """Return the standard deviation (…); see `variance`. It is nan without a posterior."""
         return self.variance(x).sqrt().masked_fill(~self.rest.any(), torch.nan)
+
+
+class Aggregator(nn.Module):
+    """Maps vectors (N, m·D + s), m embeddings of width D followed by s scores, to rewards (N,).
+
+    m is the number of experts, 1 if they share an embedding, or 0 if the inputs are scores alone.
+
+    Attributes:
+        base_names: the scores after the capability scores, whether the linear map reads them or not.
+        read_names: the `base_names` on which the reward depends.
+    """
+
+    def __init__(self, embeddings: int, width: int, capabilities: int, config: AggregatorConfig) -> None:
+        super().__init__()
+        self.base_names = ("per_task", "general", *(["all_labels"] if "all_labels" in config.base_scores else []))
+        self.read_names = config.base_scores if config.inputs != "embeddings" else ()
+        width_read = embeddings * width if config.inputs != "scores" else 0
+        self.split = (width_read, capabilities + len(self.base_names))
+        read = [True] * capabilities + [name in config.base_scores for name in self.base_names]
+        self.mlp = _MLP(width_read, config.hidden or width, config.dropout) if config.inputs != "scores" else None
+        self.linear = _Linear(read) if config.inputs != "embeddings" else None
+
+    @torch.no_grad()
+    def fit_normalizers(self, vectors: Tensor) -> None:
+        """Fit the normalizers to the training part's vectors (n, m·D + s)."""
+        z, scores = vectors.split(self.split, dim=-1)
+        if self.mlp is not None:
+            self.mlp.normalizer.fit(z)
+        if self.linear is not None:
+            self.linear.normalizer.fit(scores)
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Return the scores (N, s) among the input vectors."""
+        return vectors[:, self.split[0] :]
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        z, scores = vectors.float().split(self.split, dim=-1)
+        reward = self.linear(scores) if self.linear is not None else scores.new_zeros(len(scores))
+        return reward + self.mlp(z) if self.mlp is not None else reward
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.normalizer = Normalizer(width)
+        self.dropout = nn.Dropout(dropout)
+        self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), nn.PReLU(), nn.Linear(hidden, 1, bias=False)
+        nn.init.normal_(self.fc2.weight, std=1e-3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(self.dropout(self.normalizer(z))))).squeeze(-1)
+
+
+class _Linear(nn.Module):
+    """A linear map that starts as the mean of the normalized scores, a strong baseline with noisy labels."""
+
+    read: Tensor
+
+    def __init__(self, read: Sequence[bool]) -> None:
+        super().__init__()
+        self.normalizer = Normalizer(len(read))
+        self.weight = nn.Parameter(torch.tensor(read) / max(sum(read), 1))
+        self.register_buffer("read", torch.tensor(read, device="cpu"), persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return self.normalizer(scores) @ (self.weight * self.read)

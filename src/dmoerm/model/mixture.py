@@ -5,8 +5,8 @@
                      └──task model t: branch, experts, aggregator──▶ r_t
     reward = Σ_t share_t · r_t + share_general · r_general
 
-A pass has texts of several tasks. Each task model runs on the rows of its own texts only (`TaskRows`), and the general
-branch on the rows whose reward depends on it. A task model is a dense mixture:
+A pass has texts of several tasks. Each task model runs on the rows of its own texts only (`PassOutput.tasks`), and the
+general branch on the rows whose reward depends on it. A task model is a dense mixture:
 
     base = pool(branch(x))                     r_phase1 = head(base)          r_all = all_labels(base)
     z    = experts(x)                          r_i      = head_i(z_i)
@@ -32,13 +32,11 @@ from ..chat.encoding import Encoder
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..names import folder_name
 from ..scores import check_task
-from .aggregator import Aggregator
-from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
-from .heads import BranchScorer, Head, Normalizer, Posterior
+from .heads import Aggregator, BranchScorer, Head, Normalizer, Posterior
 from .layers import empty_part, run, split_layers
-from .packing import Packed, Packing, to_device
+from .packing import Packed, Packing, pad, to_device
 from .router import Choice, Router, Routing
 from .training_prompts import PromptStatistics, TrainingPrompts
 
@@ -96,6 +94,16 @@ class TaskModel(nn.Module):
         self.calibration = Calibration()
         self.posterior = Posterior(len(base.head.normalizer.mean))
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the reward depends on the plain branch or the general model; the paper's does not."""
+        return self.aggregator.linear is not None or self.experts.branch is None
+
+    @property
+    def reads_general(self) -> bool:
+        """Whether the reward depends on the general model's score."""
+        return "general" in self.aggregator.read_names
+
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
         """Return the aggregator's input (N, m·D + s).
 
@@ -110,61 +118,31 @@ class TaskModel(nn.Module):
         embeddings = () if self.aggregator.mlp is None else base[None] if self.experts.branch is None else z
         return torch.cat([*embeddings, *scores], dim=-1)
 
-    @property
-    def reads_base(self) -> bool:
-        """Whether the reward depends on the plain branch or the general model; the paper's does not."""
-        return self.aggregator.linear is not None or self.experts.branch is None
-
-    @property
-    def reads_general(self) -> bool:
-        """Whether the reward depends on the general model's score."""
-        return "general" in self.aggregator.read_names
-
-    def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> TaskOutput:
+    def forward(self, inputs: Packed, general: Tensor | None = None, base: Tensor | None = None) -> TaskOutput:
         """Score N responses.
 
         Args:
-            general: (N,), the general model's scores; unused values if `reads_general` is false.
+            general: (N,), the general model's scores; unused values if `reads_general` is false. None runs the experts
+                alone, if `reads_base` is false: `per_task` is then 0, and the uncertainty nan.
             base: (N, D), the plain branch's embeddings if they are known, as with a shared branch; saves a pass.
         """
-        base = self.base.embed(inputs) if base is None else base
-        return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general), base)
-
-    def forward_experts(self, inputs: Packed) -> TaskOutput:
-        """Score N responses from the experts alone, if `reads_base` is false; `per_task` is not computed and is 0."""
-        z = self.experts.embed(inputs, None)
-        unread = z.new_zeros(z.shape[1], len(self.aggregator.base_names))
-        return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
-
-    def conclude(self, vectors: Tensor, base: Tensor | None = None) -> TaskOutput:
-        """Compute a task's scores from the aggregator's input (N, m·D + s).
-
-        Args:
-            base: (N, D), the plain branch's embeddings; without them the uncertainty is nan.
-        """
-        count = len(self.experts)
-        scores = self.aggregator.scores(vectors)
+        if general is None:
+            z = self.experts.embed(inputs, None)
+            unread = z.new_zeros(z.shape[1], len(self.aggregator.base_names))
+            vectors = torch.cat([*z, self.experts.score(z), unread], -1)
+        else:
+            base = self.base.embed(inputs) if base is None else base
+            vectors = self.vectors(base, self.experts.embed(inputs, base), general)
+        count, scores = len(self.experts), self.aggregator.scores(vectors)
         per_task = scores[:, count]
-        unknown = torch.full_like(per_task, torch.nan)
         return TaskOutput(
             self.calibration(self.aggregator(vectors)),
             self.normalizer(scores[:, :count]),
-            unknown if base is None else self.posterior.deviation(self.base.head.normalizer(base.float())),
+            torch.full_like(per_task, torch.nan)
+            if base is None
+            else self.posterior.deviation(self.base.head.normalizer(base.float())),
             per_task,
         )
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """One task's scores of some of the responses.
-
-    Attributes:
-        rows: (M,), the indices of the scored responses, ascending.
-        scores: reward, capabilities, uncertainty and phase-1 score, M rows each.
-    """
-
-    rows: Sequence[int]
-    scores: TaskOutput
 
 
 @dataclass(frozen=True)
@@ -175,7 +153,7 @@ class PassOutput:
         owner: (N,), each response's prompt.
         choices: (Q,), what gives the reward.
         general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
-        tasks: task → its scores of the responses to the prompts for which the task was requested.
+        tasks: task → the ascending indices of the M responses that it scored, and their M scores.
         reward: (N,), calibrated; not bounded, and without the rule for empty responses.
         uncertainty: (N,), the rewards' standard deviations; nan without a posterior.
     """
@@ -183,15 +161,15 @@ class PassOutput:
     owner: Sequence[int]
     choices: Sequence[Choice]
     general: Tensor
-    tasks: Mapping[str, TaskRows]
+    tasks: Mapping[str, tuple[Sequence[int], TaskOutput]]
     reward: Tensor
     uncertainty: Tensor
 
     def of(self, prompt: int, task: str) -> TaskOutput:
         """Return a task's scores of the responses to one prompt."""
-        output = self.tasks[task]
-        kept = [i for i, row in enumerate(output.rows) if self.owner[row] == prompt]
-        return TaskOutput(*(part[kept] for part in output.scores))
+        rows, scores = self.tasks[task]
+        kept = [i for i, row in enumerate(rows) if self.owner[row] == prompt]
+        return TaskOutput(*(part[kept] for part in scores))
 
 
 class Mixture(PreTrainedModel):
@@ -216,8 +194,7 @@ class Mixture(PreTrainedModel):
         self.training_prompts: TrainingPrompts | None = None
         self.prompt_statistics: PromptStatistics | None = None
         backbone = config.backbone_config
-        decoder = empty_part(backbone, backbone.num_hidden_layers)
-        self.trunk, branch = split_layers(decoder, config.branch_layer)
+        self.trunk, branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)
         language_model = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
         width = backbone.hidden_size if language_model else 2 * backbone.hidden_size  # see `Packed.prompt_embeddings`
         self.router = Router(list(config.tasks), width, language_model)
@@ -299,10 +276,10 @@ class Mixture(PreTrainedModel):
         rows = routing.shares(probabilities, self.router.tasks, config.threshold, shared=config.heads_only)
         mixed = routing.temperature > 0
         highest, best = probabilities.max(1)
-        likeliest = [names[i] for i in best.tolist()]
         recognized = [mixed or value >= config.threshold for value in highest]
+        likeliest = [names[i] if known else None for i, known in zip(best.tolist(), recognized, strict=True)]
         shares = [{name: share for name, share in zip(names, row, strict=True) if share > 0} for row in rows.tolist()]
-        return [Choice(likeliest[q] if recognized[q] else None, shares[q], mixed) for q in range(len(shares))]
+        return [Choice(task, row, mixed) for task, row in zip(likeliest, shares, strict=True)]
 
     def outputs(
         self,
@@ -320,7 +297,7 @@ class Mixture(PreTrainedModel):
                 computed; otherwise only those on which the rewards depend.
             embeddings: (N, D), the responses' embeddings under the general branch, if they are known.
         """
-        packing, complete = hidden.packing, extra_tasks is not None
+        packing, complete, shared = hidden.packing, extra_tasks is not None, self.config.shared_branch
         scored_by = [{choice.task, *choice.shares} for choice in choices]
         for names, tasks in zip(scored_by, extra_tasks or (), strict=complete):
             names.update(tasks)
@@ -328,8 +305,11 @@ class Mixture(PreTrainedModel):
             task: [n for n, q in enumerate(packing.owner) if task in scored_by[q]]
             for task in sorted(set().union(*scored_by), key=str)
         }
-        experts_only = {task for task in rows if task and not complete and not self.task_model(task).reads_base}
-        read = sorted({n for task in rows if complete or self._reads_general(task, experts_only) for n in rows[task]})
+        models = {task: self.task_model(task) for task in rows if task is not None}
+        alone = {task for task, model in models.items() if not complete and not model.reads_base}
+        # without extra tasks, only some rewards depend on the general branch
+        by_general = {task for task, model in models.items() if task not in alone and (shared or model.reads_general)}
+        read = sorted({n for task in rows if complete or task in {None, *by_general} for n in rows[task]})
         if embeddings is None:  # 0 for the responses that are not read
             embeddings = hidden.tokens.new_zeros(len(packing.owner), self.config.width, dtype=torch.float32)
             if read:
@@ -340,35 +320,20 @@ class Mixture(PreTrainedModel):
             known = embeddings[index]
             general[index] = self.general.head(known).float()
             deviation[index] = self.general_posterior.deviation(self.general.head.normalizer(known))
-        parts: dict[str, TaskRows] = {}
-        for task, numbers in rows.items():
-            if task is None:
-                continue
-            model, chosen = self.task_model(task), hidden.select(numbers)
-            if task in experts_only:
-                parts[task] = TaskRows(numbers, model.forward_experts(chosen))
+        parts: dict[str, tuple[Sequence[int], TaskOutput]] = {}
+        for task, model in models.items():
+            numbers, chosen = rows[task], hidden.select(rows[task])
+            if task in alone:
+                parts[task] = numbers, model(chosen)
                 continue
             index = packing.index(numbers)
             scores = general[index] if model.reads_general else general.new_zeros(len(numbers))
-            parts[task] = TaskRows(
-                numbers, model(chosen, scores, embeddings[index] if self.config.shared_branch else None)
-            )
+            parts[task] = numbers, model(chosen, scores, embeddings[index] if shared else None)
         rewards = self._rewards(packing, choices, general, deviation, parts)
         return PassOutput(packing.owner, choices, general, parts, *rewards)
 
-    def _reads_general(self, task: str | None, experts_only: Collection[str]) -> bool:
-        """Return whether rewards of a task (None: of the general model) depend on the general model's branch."""
-        if task is None:
-            return True
-        return task not in experts_only and (self.config.shared_branch or self.task_model(task).reads_general)
-
     def _rewards(
-        self,
-        packing: Packing,
-        choices: Sequence[Choice],
-        general: Tensor,
-        deviation: Tensor,
-        parts: Mapping[str, TaskRows],
+        self, packing: Packing, choices: Sequence[Choice], general: Tensor, deviation: Tensor, parts: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Return each response's reward (N,) and the rewards' standard deviations (N,).
 
@@ -377,19 +342,20 @@ class Mixture(PreTrainedModel):
 
         Args:
             general, deviation: (N,), the general model's raw score, and the standard deviation of its reward.
+            parts: see `PassOutput.tasks`.
         """
         rewards, deviations = self.general_calibration(general), deviation.clone()
         general_rows = torch.stack([rewards, deviation])
         whole: dict[str | None, Tensor] = {None: general_rows}  # source → rewards and deviations (2, N)
         mixed = any(choice.mixed for choice in choices)
-        for task, part in parts.items():
-            kept = [i for i, n in enumerate(part.rows) if choices[packing.owner[n]].only == task]
-            index, among = packing.index([part.rows[i] for i in kept]), packing.index(kept, len(part.rows))
-            scores = torch.stack([part.scores.reward.float(), part.scores.uncertainty.float()])
+        for task, (rows, output) in parts.items():
+            kept = [i for i, n in enumerate(rows) if choices[packing.owner[n]].only == task]
+            index, among = packing.index([rows[i] for i in kept]), packing.index(kept, len(rows))
+            scores = torch.stack([output.reward.float(), output.uncertainty.float()])
             rewards[index], deviations[index] = scores[:, among]
             if mixed:
                 whole[task] = torch.zeros_like(general_rows)
-                whole[task][:, packing.index(part.rows)] = scores
+                whole[task][:, packing.index(rows)] = scores
         if not mixed:
             return rewards, deviations
         shares = torch.tensor([[choices[q].shares.get(name, 0.0) for q in packing.owner] for name in whole])
@@ -401,7 +367,7 @@ class Mixture(PreTrainedModel):
         return torch.where(is_mixed, reward, rewards), torch.where(is_mixed, spread, deviations)
 
     def calibration(self, task: str | None) -> Calibration:
-        """Return the calibration of a task's rewards; of the general model's for None."""
+        """Return the calibration of a task's rewards; None stands for the general model."""
         return self.general_calibration if task is None else self.task_model(task).calibration
 
     def temperature(self, choice: Choice) -> Tensor:
@@ -413,5 +379,4 @@ class Mixture(PreTrainedModel):
 
 
 def _key(task: str) -> str:
-    """Return a task's key in the module tree; the prefix avoids clashes with attributes such as `values`."""
-    return f"task:{folder_name(task)}"
+    return f"task:{folder_name(task)}"  # the prefix avoids clashes with attributes such as `values`

@@ -27,7 +27,7 @@ import torch
 from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
 from ..model import DMoERM
-from ..model.batching import chunks
+from ..model.packing import chunks
 from ..model.router import Known
 from ..schema import Message, Query
 from ..scores import Score, check_task

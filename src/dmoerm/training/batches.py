@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..chat.encoding import Encoded
-from ..model.batching import greedy
 from ..model.memory import PASS_TOKENS
-from ..model.packing import Packed, pack, to_device, transfer
+from ..model.packing import Packed, greedy, pack, to_device, transfer
 from ..schema import Group, Pair, prompt_key
 from .processes import shard, sharded, world_size
 

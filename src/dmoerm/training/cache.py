@@ -30,9 +30,8 @@ from torch import Tensor
 from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
-from ..model.batching import batches, pack_ids
 from ..model.memory import scoring_tokens
-from ..model.packing import Packed
+from ..model.packing import Packed, batches, pack_ids
 from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
 from .sharding import full_tensor
 

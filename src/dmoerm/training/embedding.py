@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ..chat.encoding import Encoded
-from ..model.batching import batches, greedy
 from ..model.heads import BranchScorer
 from ..model.memory import scoring_tokens
-from ..model.packing import Packed, pack, to_device
+from ..model.packing import Packed, batches, greedy, pack, to_device
 from .batches import PreferenceExample
 from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run

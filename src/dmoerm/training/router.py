@@ -25,8 +25,7 @@ from torch.nn import functional
 
 from ..errors import CheckpointError
 from ..model import DMoERM
-from ..model.batching import pad
-from ..model.packing import to_device, transfer
+from ..model.packing import pad, to_device, transfer
 from ..model.router import Router
 from ..model.training_prompts import PromptStatistics, TaskPrompts
 from .batches import PreferenceExample
