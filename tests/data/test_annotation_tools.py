@@ -66,7 +66,6 @@ def test_argilla_flat_columns(read_rows: ReadRows) -> None:
     }
     reading = read_rows({"id": "7", **FIELDS, **columns})
     assert reading.groups[0].scores == (1, 0)
-    assert reading.notes == {"the question 'comment' does not compare the responses": 1}
     assert not reading.unknown_columns
 
 
@@ -82,7 +81,6 @@ def test_label_studio(read_rows: ReadRows) -> None:
     assert (group.id, group.task) == ("7", "chat")
     assert group.annotators["overall"] == ((1, 0), (0, 1))
     assert group.capabilities == {"wit": (0, 1), "logic": (4, None)}
-    assert not reading.notes
     assert not reading.unknown_columns
 
 

@@ -96,12 +96,9 @@ def test_trl_rows_without_a_preference_or_a_prompt(read_rows: ReadRows) -> None:
 def test_trl_scores(read_rows: ReadRows) -> None:
     reading = read_rows(*[TRL | {"score_chosen": a, "score_rejected": b} for a, b in ((8, 5.5), (5, 5), (4, 5))])
     assert [group.grades for group in reading.groups] == [(8, 5.5), (5, 5), (-1, -2)]
-    assert sum(reading.notes.values()) == 2
 
 
-def test_the_system_column_is_the_system_message_unless_the_prompt_has_one(
-    read_one: ReadOne, read_rows: ReadRows
-) -> None:
+def test_the_system_column_is_the_system_message_unless_the_prompt_has_one(read_one: ReadOne) -> None:
     system = Message(role="system", content="Be brief.")
     row = {"system": "Be brief.", **TRL}
     assert read_one(row).prompt == (system, Message(role="user", content="Hi"))
@@ -109,9 +106,8 @@ def test_the_system_column_is_the_system_message_unless_the_prompt_has_one(
     sides = {name: [USER, said(name)] for name in ("chosen", "rejected")}
     for prompt in (None, [USER], [{"role": "system", "content": "Be brief."}, USER]):
         assert read_one(row | sides | {"prompt": prompt}).prompt == (system, Message(role="user", content="Hi"))
-    reading = read_rows(row | {"prompt": [{"role": "system", "content": "Be kind."}, USER]})
-    assert reading.groups[0].prompt[0] == Message(role="system", content="Be kind.")
-    assert reading.notes == {"the column system differs from the prompt's system message; the message was kept": 1}
+    own = read_one(row | {"prompt": [{"role": "system", "content": "Be kind."}, USER]})
+    assert own.prompt[0] == Message(role="system", content="Be kind.")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +202,6 @@ def test_arena(winner: str, ranks: tuple, read_rows: ReadRows) -> None:
         ("5821", ("a", "b"), ranks),
         ("c4b9", ("a", "b"), ranks),
     ]
-    assert sum(reading.notes.values()) == (2 if "bad" in winner else 0)
 
 
 def test_arena_leaves_out_longer_conversations_and_images(read_rows: ReadRows) -> None:

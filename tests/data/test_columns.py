@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm.data.columns import parse_columns
-from dmoerm.data.readers import read_groups, read_queries
+from dmoerm.data.readers import parse_columns, read_groups, read_queries
 from dmoerm.errors import ConfigError, DataError
 
 ROWS = [{"Question, short": f"q{i}", "best": "a", "worst": "b", "kind": "chat", "task": "x"} for i in range(2)]
@@ -16,12 +15,6 @@ COLUMNS = {"prompt": "Question, short", "chosen": "best", "rejected": "worst", "
 def test_the_option_holds_one_field_or_several() -> None:
     assert parse_columns(["prompt=Question, short,chosen=best", "rejected = worst", "task=kind"]) == COLUMNS
     assert parse_columns(["prompt=a=b"]) == {"prompt": "a=b"}
-    assert parse_columns(["prompt=Q,C:/x/b.csv:chosen=best,rejected=worst", "task=kind", "b.csv:prompt=F"]) == {
-        "prompt": "Q",
-        "C:/x/b.csv": {"chosen": "best", "rejected": "worst"},
-        "task": "kind",
-        "b.csv": {"prompt": "F"},
-    }
 
 
 @pytest.mark.parametrize(
@@ -30,16 +23,13 @@ def test_the_option_holds_one_field_or_several() -> None:
         ("promt=question", "no format has the field 'promt'; did you mean prompt?"),
         ("prompt", "'prompt' is invalid; write FIELD=COLUMN"),
         ("prompt=a,prompt=b", "prompt is given twice, as 'a' and 'b'"),
-        ("a.csv:prompt=a,prompt=b", "prompt is given twice, as 'a' and 'b'"),
-        ("a.csv:promt=question", "a.csv: no format has the field 'promt'; did you mean prompt?"),
-        ("b.csv:prompt=a", "'b.csv' is none of the files; use one of x/a.csv"),
         ("Question=prompt", "did you mean question? the order is FIELD=COLUMN: write prompt=Question"),
         ("Survey Question=prompt", "the order is FIELD=COLUMN: write prompt=Survey Question"),
     ],
 )
 def test_an_invalid_option_is_an_error(option: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_columns([option], ["x/a.csv"])
+        parse_columns([option])
     assert message in str(error.value)
 
 
@@ -55,15 +45,6 @@ def test_groups_and_queries_are_read_from_the_mapped_columns(write_rows: Callabl
     ]
 
 
-def test_each_file_may_have_a_map_of_its_own(write_rows: Callable[..., Path]) -> None:
-    rows = [{"question": "q", "frage": "f", "a": "1", "b": "2"}]
-    first, second = write_rows(rows, "first.jsonl"), write_rows(rows, "second.jsonl")
-    columns = {"prompt": "question", "chosen": "a", "rejected": "b", "second.jsonl": {"prompt": "frage"}}
-    assert [group.prompt for group in read_groups(first, columns=columns).groups] == ["q"]
-    assert [group.prompt for group in read_groups(second, columns=columns).groups] == ["f"]
-    assert [query.prompt for query in read_queries(second, columns=columns)] == ["f"]
-
-
 def test_two_columns_can_be_exchanged(write_rows: Callable[..., Path]) -> None:
     (group,) = read_groups(
         write_rows([{"prompt": "p", "chosen": "a", "rejected": "b"}]),
@@ -75,7 +56,7 @@ def test_two_columns_can_be_exchanged(write_rows: Callable[..., Path]) -> None:
 def test_a_column_that_the_file_lacks_is_one_error_with_a_hint(write_rows: Callable[..., Path]) -> None:
     for columns, hint in (
         (COLUMNS | {"task": "knd"}, "did you mean kind"),
-        ({"prompt": "zz"}, "use one of its columns; rows.jsonl:prompt=COLUMN maps this file alone"),
+        ({"prompt": "zz"}, "use one of its columns"),
         ({"task": "prompt"}, "the order is FIELD=COLUMN: write prompt=task"),
     ):
         for on_error in ("raise", "collect"):

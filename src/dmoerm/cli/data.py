@@ -49,7 +49,7 @@ def check(
     """Count and check the data. Exits with 1 if any row is bad, unless --skip-bad is given."""
     encoder = _encoder(config, backbone) if config or backbone else None
     tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)
-    result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments(files))
+    result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments())
     if json_file is not None:
         write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     console = screen()
@@ -87,14 +87,14 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
     columns = ["source", "format", "rows", "groups", "bad"]
     sources, lengths, agreement = result["sources"], result["lengths"], result["agreement"]
     yield plain_table("Sources", columns, [[source[name] for name in columns] for source in sources])
-    kinds = {"left out": "skipped", "ignored: unknown column": "unknown_columns", "noted": "notes"}
+    kinds = {"left out": "skipped", "ignored: unknown column": "unknown_columns"}
     reasons = [
         [source["source"], f"{kind}: {reason}", count]
         for source in sources
         for kind, name in kinds.items()
         for reason, count in source[name].items()
     ]
-    yield plain_table("Left out, ignored and noted", ["source", "what", "count"], reasons)
+    yield plain_table("Left out and ignored", ["source", "what", "count"], reasons)
     counts = ["groups", "prompts", "responses", "pairs", "tie_share"]
     tasks = [[task, *(entry[name] for name in counts)] for task, entry in result["tasks"].items()]
     yield plain_table("Tasks", ["task", *counts[:-1], "ties"], tasks)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import load_config
-from ..data.columns import columns_of, parse_columns
+from ..data.readers import parse_columns
 from ..data.values import as_name
 from ..errors import ConfigError
 from ..io.paths import write_file
@@ -51,7 +51,7 @@ def command(
     taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
     if not force and (existing := [str(file) for file in (config, taxonomy, copy) if file.exists()]):
         raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
-    columns = parse_columns(map or (), files)
+    columns = parse_columns(map or ())
     proposal = proposals.propose(
         files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters
     )
@@ -86,7 +86,7 @@ def command(
         console.print(line, soft_wrap=True)
 
     options = ["--format", format] if format != "auto" else []
-    mapped = ",".join(f"{field}={column}" for field, column in columns_of(columns, files[0]).items())
+    mapped = ",".join(f"{field}={column}" for field, column in columns.items())
     rows = [files[0], *options, *(["--map", mapped] if mapped else []), *["--skip-bad"] * proposal.rejected]
     output, labels = settings["output"], str(config.with_name(f"{config.stem}-labels.parquet"))
     lines = [

@@ -18,8 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ..data.columns import parse_columns
-from ..data.readers import read_groups
+from ..data.readers import parse_columns, read_groups
 from ..errors import ConfigError, DataError
 from ..schema import Group
 
@@ -92,9 +91,9 @@ Map = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        metavar="[FILE:]FIELD=COLUMN,…",
-        help="Read fields of the format from columns of other names, as in prompt=question,chosen=best; with FILE: in "
-        "that file alone. May be repeated.",
+        metavar="FIELD=COLUMN,…",
+        help="Read fields of the format from columns of other names, as in prompt=question,chosen=best. May be "
+        "repeated.",
     ),
 ]
 Task = Annotated[str | None, typer.Option(metavar="NAME", help="Task of the rows that have none.")]
@@ -110,17 +109,13 @@ class RowOptions:
     task: Task = None
     skip_bad: SkipBad = False
 
-    def arguments(self, files: Collection[str] | None = None) -> dict[str, Any]:
-        """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map.
-
-        Args:
-            files: the files that --map may name; None: they are not checked.
-        """
-        return {"format": self.format, "columns": parse_columns(self.map or (), files), "task": self.task}
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map."""
+        return {"format": self.format, "columns": parse_columns(self.map or ()), "task": self.task}
 
     def read(self, files: Collection[str], split: str = "train") -> list[Group]:
         """Return the groups of the files. With --skip-bad, print what is wrong with the bad rows and skip them."""
-        arguments, skipped, groups = self.arguments(files), SkippedRows(), list[Any]()
+        arguments, skipped, groups = self.arguments(), SkippedRows(), list[Any]()
         for file in files:
             on_error = "collect" if self.skip_bad else "raise"
             reading = read_groups(file, split=split, on_error=on_error, **arguments)

@@ -16,8 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..data.columns import parse_columns
-from ..data.readers import read_queries
+from ..data.readers import parse_columns, read_queries
 from ..errors import ConfigError
 from ..io.paths import model_folder, weights_digest, write_file
 from ..io.storage import is_url, matching
@@ -89,7 +88,7 @@ class ScoreOptions:
     @property
     def columns(self) -> dict[str, Any]:
         """The fields that are read from columns of other names."""
-        return parse_columns(self.map or (), matching(self.input)) if self.map else {}
+        return parse_columns(self.map or ())
 
     def open_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `open_model`."""

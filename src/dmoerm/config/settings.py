@@ -39,9 +39,8 @@ class DataConfig(_Settings):
     environment variable DMOERM_DATA, or the working folder."""
     format: str = "auto"
     """Format of the rows; `auto` detects it from the first row. See docs/data.md."""
-    map: dict[str, str | dict[str, str]] = {}
-    """Column that holds a field of the format where the names differ, as in `prompt: question`; for one of the files
-    alone, as in `b.csv: {prompt: Frage}`."""
+    map: dict[str, str] = {}
+    """Column that holds a field of the format where the names differ, as in `prompt: question`."""
     skip_bad: bool = False
     """Leave out bad rows of the files and report them; false: the first one is an error."""
     split: str = "train"

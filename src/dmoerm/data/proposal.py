@@ -14,9 +14,8 @@ from typing import Any
 from ..errors import ConfigError, DataError, did_you_mean
 from ..names import MAX_LENGTH, ONE_TASK, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
-from .columns import ColumnMap
 from .prompt_clusters import cluster_prompts
-from .readers import Reading, read_groups
+from .readers import ColumnMap, Reading, read_groups
 from .rows import PlacedRow, open_rows
 from .values import Row, as_name
 

@@ -19,10 +19,9 @@ from ..labels import attaching, mismatch, read_labels
 from ..names import ONE_TASK
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_from_names, load_taxonomy
-from .columns import check_columns
 from .groups import Finish, GroupWriter, StoredGroups
 from .overall import scales_from
-from .readers import read_groups
+from .readers import check_columns, read_groups
 from .splitting import content_order, digest, hold_out, take
 
 _SHOWN_BAD_ROWS = 10
@@ -65,7 +64,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
     data, seed = config.data, config.seed
-    check_columns(data.map, files=(*data.files, *data.test_files, *data.validation_files))
+    check_columns(data.map)
     known = _Reader(config)
     files, held, validation = map(known.read, ("files", "test_files", "validation_files"))
     groups = known.finish([*files, *validation])

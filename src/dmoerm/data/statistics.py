@@ -16,8 +16,7 @@ import numpy as np
 from ..chat.truncation import count_truncation
 from ..errors import DataError, shorten
 from ..schema import Grades, Group, Query, messages_of, prompt_key
-from .columns import ColumnMap
-from .readers import Reading, read_groups
+from .readers import ColumnMap, Reading, read_groups
 
 if TYPE_CHECKING:
     from ..chat.encoding import Encoded
@@ -47,7 +46,7 @@ def data_statistics(
 ) -> dict[str, Any]:
     """Return statistics of the sources as a dictionary that can be written as JSON.
 
-        sources       per source: format (None: unknown), rows, groups, number of bad rows; skipped, notes and
+        sources       per source: format (None: unknown), rows, groups, number of bad rows; skipped and
                       unknown_columns with counts
         tasks         task → groups, prompts, responses, ordered pairs, tied pairs, tie_share (None: no overall grades)
         capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
@@ -71,7 +70,7 @@ def data_statistics(
         summaries.append(
             {"source": str(source), "format": reading.format or None, "rows": reading.rows}
             | {"groups": len(reading.groups), "bad": len(reading.bad)}
-            | {name: dict(getattr(reading, name)) for name in ("skipped", "notes", "unknown_columns")}
+            | {name: dict(getattr(reading, name)) for name in ("skipped", "unknown_columns")}
         )
     by_task: dict[str, list[Group]] = {}
     for group in groups:

@@ -40,7 +40,7 @@ class ScoringJob(BaseModel):
         skip_bad: skip rows that cannot be scored.
         shard_rows: maximum rows of a part.
         best: the rows have the best response.
-        columns: field of the format → column of the input; see `ColumnMap`.
+        columns: field of the format → column of the input, where the names differ.
     """
 
     scorer: str

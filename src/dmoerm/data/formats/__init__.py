@@ -16,26 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import ConfigError, DataError
-from ..values import ORIGIN, Row, as_text, grade, mappings_in, need, origin
+from ..values import Row, checked, grade, need
 
 _SIMILARITY = 0.85  # `capabilites` and `score` are misspelled, `prompt_id` and `source_id` are other columns
+_ORIGIN = frozenset({"id", "prompt_id", "task", "source", "tools"})
+_UNSUGGESTED = frozenset({"response", "completion", "judge_labels", "scores_derived", "tools"})
 Convert = Callable[[Any, str], Any]
 """Converts a value of the field with this name; raises `DataError` for an invalid value."""
-
-
-@dataclass
-class RawExample:
-    """A row in the native format before validation.
-
-    Attributes:
-        fields: the native row; its labels may be missing.
-        notes: decisions of the reader that the user should know about (counted in `Reading.notes`).
-        skipped: one reason for each response that was left out (counted in `Reading.skipped`).
-    """
-
-    fields: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,26 +38,27 @@ def always(value: Any) -> Columns:
     return Columns((), lambda row: value)
 
 
-def column(name: str, convert: Convert = as_text) -> Columns:
+def column(name: str, convert: Convert = checked) -> Columns:
     """Take one column, which every row must have."""
-    return Columns((name,), lambda row: convert(need(row, name), name))
+    return Columns((name,), lambda row: convert(need(row, name, Any), name))
 
 
-def optional(name: str, convert: Convert = as_text) -> Columns:
+def optional(name: str, convert: Convert = checked) -> Columns:
     """Take one column; a row may lack it."""
     return Columns((name,), lambda row: None if row.get(name) in (None, "", []) else convert(row[name], name))
 
 
-def columns(*names: str, convert: Convert = as_text) -> Columns:
+def columns(*names: str, convert: Convert = checked) -> Columns:
     """Take a list of one value from each column."""
-    return Columns(names, lambda row: [convert(need(row, name), name) for name in names])
+    return Columns(names, lambda row: [convert(need(row, name, Any), name) for name in names])
 
 
-def each(name: str, key: str, convert: Convert = as_text) -> Columns:
+def each(name: str, key: str, convert: Convert = checked) -> Columns:
     """Take a list of the values under a key of the objects in a column."""
 
     def read(row: Row) -> list[Any]:
-        return [convert(need(entry, key), f"{name}.{i}.{key}") for i, entry in enumerate(mappings_in(row, name))]
+        entries = enumerate(need(row, name, list[dict]))
+        return [convert(need(entry, key, Any), f"{name}.{i}.{key}") for i, entry in entries]
 
     return Columns((name,), read)
 
@@ -87,53 +75,59 @@ class Format:
     Attributes:
         name: the name for `format=`.
         needs: the columns that every row has; a row without one has another format.
-        fields: native field → columns that it is read from.
-        compute: adds what no single column says; it may return notes, and raise `SkippedRow`.
+        fields: native field → columns that it is read from. Every format but the native one also reads `id`, `task`,
+            `source` and `tools`.
+        compute: returns the native fields that no single column gives; it may raise `SkippedRow`.
         also: further columns that `compute` reads; all others are counted as unknown.
         looks: a further condition on a row of this format.
         order: formats of a lower order are tried first, formats of the same order by name.
         handwritten: people write such rows themselves, so a misspelled column is an error; published files may have
             any further columns.
-        unsuggested: columns that are read but never suggested for a misspelled one.
+        native: the project's own format. An empty response is an error; in other formats it is left out and counted.
         one_response: a row has a single response; the rows of one prompt are joined into a group.
-        strict: an empty response is an error; in other formats it is left out and counted.
         open_columns: users name the columns themselves, so none is counted as unknown.
-        origin: `id`, `task`, `source` and `tools` are read, as in every format but the native one.
     """
 
     name: str
     needs: Set[str] = frozenset()
     fields: Mapping[str, Columns] = field(default_factory=dict)
-    compute: Callable[[Row], RawExample] | None = None
+    compute: Callable[[Row], dict[str, Any]] = lambda row: {}
     also: Set[str] = frozenset()
     looks: Callable[[Row], bool] = lambda row: True
     order: int = 1
     handwritten: bool = False
-    unsuggested: Set[str] = frozenset()
+    native: bool = False
     one_response: bool = False
-    strict: bool = False
     open_columns: bool = False
-    origin: bool = True
 
     @property
     def columns(self) -> Set[str]:
         """The columns that are read."""
         declared = {name for each in self.fields.values() for name in each.names}
-        return declared | self.needs | self.also | (ORIGIN if self.origin else set())
+        return declared | self.needs | self.also | (frozenset() if self.native else _ORIGIN)
 
     def fits(self, row: Row) -> bool:
         """Return whether a row (its null fields removed) looks like this format."""
         return self.needs <= row.keys() and self.looks(row)
 
-    def read(self, row: Row) -> RawExample:
-        """Read a row. Raise `DataError` for a bad row and `SkippedRow` for one without a usable preference."""
+    def read(self, row: Row) -> dict[str, Any]:
+        """Return the native fields of a row, not yet validated; labels may be missing.
+
+        Raises:
+            DataError: the row is bad.
+            SkippedRow: the row has no usable preference.
+        """
         values = {name: each.read(row) for name, each in self.fields.items()}
-        fields = origin(row) if self.origin else {}
-        fields |= {name: value for name, value in values.items() if value is not None}
-        if self.compute is None:
-            return RawExample(fields)
-        computed = self.compute(row)
-        return RawExample(fields | computed.fields, computed.notes, computed.skipped)
+        fields = {} if self.native else origin(row)
+        return fields | {name: value for name, value in values.items() if value is not None} | self.compute(row)
+
+
+def origin(row: Row) -> dict[str, Any]:
+    """Return the native fields `id`, `task`, `source` and `tools` that a row of another format has."""
+    fields = {name: row[name] for name in ("task", "source") if isinstance(row.get(name), str) and row[name]}
+    fields |= {"tools": row["tools"]} if row.get("tools") else {}
+    identity = [str(row[name]) for name in ("id", "prompt_id") if isinstance(row.get(name), str | int)]
+    return fields | ({"id": identity[0]} if identity else {})
 
 
 def find_formats() -> dict[str, Format]:
@@ -165,8 +159,7 @@ def detect_format(row: Row) -> Format:
                 return row_format
     if "prompt" in given and ("response" in given or "completion" in given):
         return formats["native"]  # a query: no preference and a single response
-    suggestions = [f.columns - f.unsuggested for f in formats.values() if f.handwritten]
-    hint = _did_you_mean(given, frozenset().union(*suggestions))
+    hint = _did_you_mean(given, {name for f in formats.values() if f.handwritten for name in f.columns})
     hint = hint or "map its columns, as in --map prompt=…,chosen=…,rejected=…, or see docs/data.md for the formats"
     raise DataError("the row has an unknown format", value=list(row), hint=hint)
 
@@ -179,20 +172,19 @@ def unknown_columns(row: Row, row_format: Format) -> list[str]:
     """
     if row_format.open_columns:
         return []
-    known = row_format.columns
-    given = {name for name, value in row.items() if value is not None}
-    unknown = [name for name in row if name in given and name not in known]
+    known, given = row_format.columns, [name for name, value in row.items() if value is not None]
+    unknown = [name for name in given if name not in known]
     if row_format.handwritten:
         for name in unknown:
-            if hint := _did_you_mean({name}, known - row_format.unsuggested - given):
+            if hint := _did_you_mean([name], known - set(given)):
                 raise DataError("is an unknown column", field=name, hint=hint)
     return unknown
 
 
-def _did_you_mean(names: Iterable[str], known: Iterable[str]) -> str | None:
+def _did_you_mean(names: Iterable[str], known: Set[str]) -> str | None:
     """Return a hint for the first misspelled name."""
     for name in names:
-        close = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=_SIMILARITY)
+        close = difflib.get_close_matches(name.lower(), sorted(known - _UNSUGGESTED), n=1, cutoff=_SIMILARITY)
         if close and close[0] != name:
             return f"did you mean {close[0]!r}? correct the name {name!r}, or remove the column"
     return None

@@ -9,30 +9,11 @@ from typing import Any
 from ...errors import DataError
 from ...schema import Group
 from ...taxonomy import load_taxonomy
-from ..values import (
-    Row,
-    alternate,
-    answer_text,
-    as_name,
-    as_text,
-    conversation,
-    grade,
-    keep_responses,
-    list_in,
-    mapping,
-    mappings_in,
-    messages,
-    need,
-    number,
-    parsed,
-    texts_in,
-)
-from . import Format, RawExample, column, columns, each, grades, optional
-
-# --- native --------------------------------------------------------------------------------------------------------
+from ..values import Row, alternate, as_name, checked, conversation, grade, messages, need, number, parsed
+from . import Format, column, columns, each, grades, optional
 
 
-def _native(row: Row) -> RawExample:
+def _native(row: Row) -> dict[str, Any]:
     """Read a native row; a query's only response may be in `response` or `completion`.
 
     Parquet and `datasets` write all columns and capabilities of a file into every row, so null means absent. In a CSV
@@ -51,51 +32,37 @@ def _native(row: Row) -> RawExample:
     for name in ("response", "completion"):
         if "responses" not in fields and isinstance(fields.get(name), str):
             fields["responses"] = [fields[name]]
-    return RawExample(fields)
+    return fields
 
 
-# --- graded responses ----------------------------------------------------------------------------------------------
+# --- published data ------------------------------------------------------------------------------------------------
 
 
-def _ultrafeedback(row: Row) -> RawExample:
+def _ultrafeedback(row: Row) -> dict[str, Any]:
     """Read an UltraFeedback row: completions with an overall score, and ratings that become capability grades.
 
-    The score is `overall_score` if every completion has it, else `fine-grained_score`. If only some completions have a
-    score, the others are left out. "N/A" ratings are missing grades.
+    The score is `overall_score` if every completion has it, else `fine-grained_score` if every completion has that. If
+    only some completions have a score, the others are left out. "N/A" ratings are missing grades.
     """
-    completions = mappings_in(row, "completions")
-    fields = {"capabilities": _ratings(completions)}
-    fields["responses"] = each("completions", "response").read(row)
+    completions = need(row, "completions", list[dict])
     overall, fine = (
         [grade(entry.get(name), f"completions.{i}.{name}") for i, entry in enumerate(completions)]
         for name in ("overall_score", "fine-grained_score")
     )
     scores = fine if None in overall and None not in fine else overall
-    kept = [index for index, score in enumerate(scores) if score is not None]
-    if not kept:
-        return RawExample(fields)
-    reasons = ("response: no overall score",) * (len(scores) - len(kept))
-    return RawExample(keep_responses(fields | {"scores": scores}, kept), skipped=reasons)
-
-
-def _ratings(completions: list[Row]) -> dict[str, Any]:
-    annotations = [
-        mapping(entry.get("annotations") or {}, f"completions.{i}.annotations") for i, entry in enumerate(completions)
-    ]
-    graded = {}
-    for name in dict.fromkeys(name for annotation in annotations for name in annotation):
-        field = f"annotations.{name}"
-        entries = [annotation.get(name) for annotation in annotations]
-        graded[name] = [
-            None if entry is None else grade(mapping(entry, field).get("Rating"), f"{field}.Rating")
-            for entry in entries
-        ]
-    return {name: values for name, values in graded.items() if any(value is not None for value in values)}
+    ratings: dict[str, list[float | None]] = {}
+    for i, entry in enumerate(completions):
+        annotations = entry.get("annotations") or {}
+        for name, annotation in checked(annotations, f"completions.{i}.annotations", dict[str, dict | None]).items():
+            rating = grade((annotation or {}).get("Rating"), f"completions.{i}.annotations.{name}.Rating")
+            ratings.setdefault(name, [None] * len(completions))[i] = rating
+    fields = {} if set(scores) <= {None} else {"scores": scores}
+    return fields | {"capabilities": {name: each for name, each in ratings.items() if set(each) != {None}}}
 
 
 def _helpsteer_turns(value: Any, field: str) -> Any:
     """Split HelpSteer 2's text of a conversation at its `<extra_id_1>User` and `<extra_id_1>Assistant` lines."""
-    text = as_text(value, field)
+    text = checked(value, field)
     first, *rest = re.split(r"\s*<extra_id_1>(User|Assistant)\n", text)
     if not rest:
         return text
@@ -111,7 +78,8 @@ def _halves(value: Any, field: str) -> list[float]:
 
 
 def _single_preferences(value: Any, field: str) -> dict[str, Any]:
-    people = [_halves(need(entry, "score"), f"{field}.score") for entry in mappings_in({field: value}, field)]
+    entries = checked(value, field, list[dict])
+    people = [_halves(need(entry, "score", Any), f"{field}.score") for entry in entries]
     return {"overall": [list(grades) for grades in zip(*people, strict=True)]}
 
 
@@ -121,23 +89,15 @@ def _shp_ranks(value: Any, field: str) -> list[int]:
     return [1, 2] if str(value) == "1" else [2, 1]
 
 
-def _shp_task(value: Any, field: str) -> str:
-    return as_name(re.sub(r"_(train|validation|test)$", "", as_text(value, field)))
-
-
-def _task(value: Any, field: str) -> str:
-    return as_name(as_text(value, field))
-
-
 def _completion(value: Any, field: str) -> str:
     """Return a completion, which may be the assistant's only message."""
     if isinstance(value, str):
         return value
     turns = messages(value, field)
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
+    if len(turns) != 1 or turns[0].role != "assistant":
         hint = "give a text, or one message of the assistant"
         raise DataError("must be one answer", field=field, value=value, hint=hint)
-    return answer_text(turns[0])
+    return turns[0].text
 
 
 def _truth(value: Any, field: str) -> float:
@@ -148,25 +108,21 @@ def _truth(value: Any, field: str) -> float:
     return score
 
 
-# --- mtmc-rlhf, the paper's data -----------------------------------------------------------------------------------
-
-
-def _mtmc(row: Row) -> RawExample:
-    """Read a conversation (`src`, `tgt`), candidates for its last turn and their ranks (1 is best).
+def _mtmc(row: Row) -> dict[str, Any]:
+    """Read a row of mtmc-rlhf, the paper's data: a conversation, candidates for its last turn and their ranks.
 
     `label` is one of the paper's tasks, in Chinese or in English. Any other label means no task, so the router decides.
     """
-    user = [row["src"]] if isinstance(row.get("src"), str) else texts_in(row, "src")
-    model = texts_in(row, "tgt") if row.get("tgt") else []
+    user = [row["src"]] if isinstance(row.get("src"), str) else need(row, "src", list[str])
+    model = need(row, "tgt", list[str]) if row.get("tgt") else []
     if len(model) != len(user) - 1:
         hint = "give the model's turns but the last: one fewer than src"
         raise DataError(f"has {len(model)} turns where src has {len(user)}", field="tgt", hint=hint)
     fields: dict[str, Any] = {"prompt": alternate(user, model) if model else user[0]}
     if row.get("rank") is not None:
-        fields["ranks"] = [number(rank, f"rank.{index}") for index, rank in enumerate(list_in(row, "rank"))]
-    if task := _paper_tasks().get(str(row.get("label", "")).strip()):
-        return RawExample(fields | {"task": task})
-    return RawExample(fields, ("label is not one of the five tasks: kept without a task, the router decides",))
+        fields["ranks"] = [number(rank, f"rank.{index}") for index, rank in enumerate(need(row, "rank", list))]
+    task = _paper_tasks().get(str(row.get("label", "")).strip())
+    return fields | ({"task": task} if task else {})
 
 
 @cache
@@ -183,14 +139,12 @@ FORMATS = (
         also=Group.model_fields.keys() | {"response", "completion"},
         order=0,
         handwritten=True,
-        unsuggested={"response", "completion", "judge_labels", "scores_derived", "tools"},
-        strict=True,
-        origin=False,
+        native=True,
     ),
     Format(
         "ultrafeedback",
         needs={"instruction", "completions"},
-        fields={"prompt": column("instruction")},
+        fields={"prompt": column("instruction"), "responses": each("completions", "response")},
         compute=_ultrafeedback,
     ),
     Format(
@@ -210,7 +164,7 @@ FORMATS = (
         fields={
             "prompt": column("context", conversation),
             "responses": columns("response1", "response2"),
-            "task": optional("domain", _task),
+            "task": optional("domain", as_name),
             "scores": optional("overall_preference", _halves),
             "annotators": optional("individual_preference", _single_preferences),
         },
@@ -222,7 +176,7 @@ FORMATS = (
             "prompt": column("history"),
             "responses": columns("human_ref_A", "human_ref_B"),
             "ranks": column("labels", _shp_ranks),
-            "task": optional("domain", _shp_task),
+            "task": optional("domain", lambda v, name: as_name(re.sub(r"_(train|validation|test)$", "", str(v)), name)),
         },
     ),
     Format(
@@ -238,7 +192,7 @@ FORMATS = (
     Format(
         "mtmc",
         needs={"src", "response", "rank"},
-        fields={"responses": column("response", lambda value, field: texts_in({field: value}, field))},
+        fields={"responses": column("response", lambda value, field: checked(value, field, list[str]))},
         compute=_mtmc,
         also={"tgt", "label"},
     ),
