@@ -221,9 +221,7 @@ def test_the_printed_score_command_works_on_the_file(
     monkeypatch.chdir(tmp_path)
     rows = [{"question": row.pop("prompt"), **row} for row in [*native(), *bad]]
     write_rows(rows, "mine.jsonl")
-    write_rows(native(), "other.jsonl")
-    maps = ("--map", "mine.jsonl:prompt=question", "--map", "other.jsonl:id=id")
-    result = run("init", "mine.jsonl", "other.jsonl", "--format", "native", *maps)
+    result = run("init", "mine.jsonl", "--format", "native", "--map", "prompt=question")
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if line.startswith("then: ")]
     _, _, command, run_folder, *options = shlex.split(line)
