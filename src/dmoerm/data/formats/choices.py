@@ -74,8 +74,9 @@ def _trl(row: Row) -> dict[str, Any]:
             raise DataError("is missing, and chosen and rejected share no beginning", field="prompt", hint=hint)
     if row.get("system"):
         turns = _turns(prompt)
-        own = turns[0].role == "system"
-        prompt = turns if own else [Message(role="system", content=need(row, "system")), *turns]
+        prompt = turns
+        if turns[0].role != "system":
+            prompt = [Message(role="system", content=need(row, "system")), *turns]
     return {"prompt": prompt, "responses": responses} | _choice_labels(row)
 
 
