@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dmoerm.evaluation.results import Results, versions
@@ -44,3 +45,8 @@ def example(**changes: Any) -> Results:
         "peak_memory": 2**30,
     }
     return Results.model_validate(fields | changes)
+
+
+def read_results(path: Path) -> Results:
+    """Return the results in a file."""
+    return Results.model_validate_json(path.read_text(encoding="utf-8"))

@@ -9,13 +9,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from running import command, free_port
+from sample_results import read_results
 from tiny import tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm import DMoERM, serving
 from dmoerm.cli import app
 from dmoerm.config import load_config
-from dmoerm.evaluation import read_results
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -29,10 +29,9 @@ from fake_judge import FakeJudge
 from dmoerm.config import Config, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.evaluation import evaluate
-from dmoerm.labeling.collect import collect_labels
 from dmoerm.labeling.quality import label_quality
 from dmoerm.labeling.questions import Endpoint, Question, QuestionFormat, all_pairs, build_questions
-from dmoerm.labeling.runner import RunLimits, ask
+from dmoerm.labeling.runner import ask, collect_labels
 from dmoerm.labeling.store import AnswerStore
 from dmoerm.labels import CapabilityLabel, write_labels
 from dmoerm.schema import Group
@@ -159,7 +158,7 @@ def label_questions(questions: list[Question], url: str, path: Path) -> list[Cap
     """Send all questions and return their labels."""
     store = AnswerStore(path)
     try:
-        run = ask(questions, Endpoint(url, "annotator"), store, RunLimits(IN_FLIGHT))
+        run = ask(questions, Endpoint(url, "annotator"), store, concurrency=IN_FLIGHT)
         assert run.answered + run.known == len(questions), run
         return collect_labels(questions, store, "annotator")
     finally:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_results import read_results
 from tiny import make_tiny_config, tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
-from dmoerm.evaluation import read_results
 from dmoerm.model import DMoERM
 from dmoerm.names import folder_name
 

@@ -18,6 +18,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.labels import read_labels
 from dmoerm.taxonomy import draft_taxonomy
 
+DOCS = Path(__file__).parents[2] / "docs" / "labels.md"
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "OPENAI_API_KEY": "sk-very-secret-0123456789"}
 
 
@@ -215,16 +216,21 @@ def test_a_reasoning_model_is_asked_with_the_fields_that_it_accepts(data, tmp_pa
     assert all(label.consistent for label in read_labels(tmp_path / "l.parquet"))
 
 
-def test_a_report_on_other_data_names_the_cause(data, tmp_path, write_rows) -> None:
+@pytest.fixture
+def one_label(tmp_path) -> Path:
+    """The file of one label, written as docs/labels.md shows."""
+    code = re.search(r"Recorded verdicts.*?```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
+    group, out = tiny_groups()[0], tmp_path / "labels.parquet"
+    code = re.sub(r"group = Group.*", "", code).replace('Path("labels.parquet")', "out")
+    exec(code, {"group": group, "out": out})
+    return out
+
+
+def test_a_report_on_other_data_names_the_cause(data, one_label, write_rows) -> None:
     rows, _ = data
-    group = tiny_groups()[0]
-    verdict = {"id": group.id, "order": "given", "preferred": {"logic": 0}, "pair": [0, 1]}
-    out = tmp_path / "labels.parquet"
-    verdicts = write_rows([verdict, {**verdict, "id": "x"}], "verdicts.jsonl")
-    imported = run("label", "run", rows, "--answers", verdicts, "--out", out)
-    assert "skipped 1 verdicts: their group is not in the data" in imported.output
+    assert "do not match" not in run("label", "report", one_label, "--data", rows).output
     other = write_rows([{**json.loads(rows.read_text().splitlines()[0]), "prompt": "Another."}], "other.jsonl")
-    result = run("label", "report", out, "--data", other)
+    result = run("label", "report", one_label, "--data", other)
     assert "1 of 1 labels do not match a group in the data: labels and groups have the same ids, but" in result.output
 
 
@@ -237,16 +243,11 @@ def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_
     assert {label.given for label in read_labels(tmp_path / "l.parquet")} == {"open"}
 
 
-def test_labels_of_other_data_are_refused(data, tmp_path, write_rows, tiny_backbone) -> None:
+def test_labels_of_other_data_are_refused(data, tmp_path, one_label, write_rows, tiny_backbone) -> None:
     rows, _ = data
-    out = tmp_path / "labels.parquet"
-    pair = {"pair": [0, 1]} if len(tiny_groups()[0].responses) > 2 else {}
-    row = {"id": tiny_groups()[0].id, "order": "given", "preferred": {"logic": 0}, **pair}
-    verdicts = write_rows([row], "verdicts.jsonl")
-    run("label", "run", rows, "--answers", verdicts, "--out", out)
     changed = [{**json.loads(line), "prompt": f"Prompt {i}"} for i, line in enumerate(rows.read_text().splitlines())]
     settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
-    settings["data"] |= {"files": [str(write_rows(changed, "other.jsonl"))], "capability_labels": [str(out)]}
+    settings["data"] |= {"files": [str(write_rows(changed, "other.jsonl"))], "capability_labels": [str(one_label)]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert (
         "no label is usable: labels and groups have the same ids, but the groups' texts differ"

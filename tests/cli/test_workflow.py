@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
+from sample_results import read_results
 from tiny import make_tiny_config, tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
-from dmoerm.evaluation import read_results
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 TASKS = ("chitchat", "objective_qa")

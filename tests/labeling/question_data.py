@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmoerm.labeling import runner
 from dmoerm.labeling.questions import Endpoint, Question, QuestionFormat, all_pairs, build_questions
-from dmoerm.labeling.runner import RunLimits, RunStatistics
+from dmoerm.labeling.runner import RunStatistics
 from dmoerm.labeling.store import AnswerStore
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
@@ -39,6 +39,6 @@ def endpoint(server: FakeJudge, **changed: Any) -> Endpoint:
 def ask(questions: list[Question], where: Endpoint, path: Path, **limits: Any) -> RunStatistics:
     store = AnswerStore(path)
     try:
-        return runner.ask(questions, where, store, RunLimits(**limits))
+        return runner.ask(questions, where, store, **limits)
     finally:
         store.close()

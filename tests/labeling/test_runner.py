@@ -14,11 +14,11 @@ import pytest
 from fake_judge import FINAL, TRANSIENT, FakeJudge
 
 from dmoerm.errors import LabelingError
-from dmoerm.labeling.collect import collect_labels
 from dmoerm.labeling.prompt import read_verdicts
 from dmoerm.labeling.questions import Endpoint, estimate_cost
-from dmoerm.labeling.store import AnswerStore
-from dmoerm.labels import Outcome
+from dmoerm.labeling.runner import collect_labels
+from dmoerm.labeling.store import AnswerStore, JudgeAnswer
+from dmoerm.labels import Outcome, content_digest
 from dmoerm.schema import Group
 
 from .question_data import TAXONOMY, ask, endpoint, groups, questions_on
@@ -56,6 +56,33 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
         assert verdict.p_first == pytest.approx(0.8 if longer_first else 0.2, abs=0.01)
         assert model == "judge"
     assert statistics.cost == pytest.approx((statistics.prompt_tokens + 2 * statistics.completion_tokens) / 1e6)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_label_has_both_orders_and_is_paid_once_even_if_the_data_have_a_group_twice(tmp_path, together):
+    data = groups(2, responses=3)
+    with FakeJudge() as server:
+        where = endpoint(server)
+        questions = questions_on([*data, *groups(1, responses=3)], where, group_capabilities=together)
+        statistics = ask(questions, where, tmp_path / "calls.sqlite")
+        labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge")
+    assert len(labels) == 2 * 3 * 5
+    for label in labels:
+        assert (label.given, label.swapped) == (Outcome.SECOND, Outcome.SECOND)  # the longer one
+        assert (label.p_given, label.p_swapped) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.2, abs=0.01))
+        assert label.first < label.second
+    assert sum(label.cost for label in labels) == pytest.approx(statistics.cost)
+    assert {label.content for label in labels} == {content_digest(group) for group in data}
+
+
+def test_what_has_no_answer_is_open_and_other_ends_are_kept(tmp_path):
+    questions = questions_on(groups(1), Endpoint("http://x", "judge"))
+    store = AnswerStore(tmp_path / "calls.sqlite")
+    store.put(questions[0].key, "judge", {}, [], JudgeAnswer("refused", reason="no"))
+    store.put(questions[1].key, "judge", {}, [], JudgeAnswer("answered", text="Well …"))
+    first, *others = collect_labels(questions, store, "judge")
+    assert (first.given, first.swapped) == (Outcome.REFUSED, Outcome.UNPARSEABLE)
+    assert {label.given for label in others} == {Outcome.OPEN}
 
 
 @pytest.mark.parametrize(("count", "rate"), [(12, 0.4), pytest.param(200, 0.2, marks=pytest.mark.slow)])
@@ -100,22 +127,17 @@ def test_hostile_responses_change_no_other_outcome(tmp_path):
 
 
 SCRIPT = """
-import asyncio, sys
+import sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import openai._base_client
 from labeling.question_data import groups, questions_on
-from dmoerm.labeling.client import JudgeClient
 from dmoerm.labeling.questions import Endpoint
-from dmoerm.labeling.runner import RunLimits, ask_async
+from dmoerm.labeling.runner import ask
 from dmoerm.labeling.store import AnswerStore
 openai._base_client.INITIAL_RETRY_DELAY = 0.01
-async def main():
-    where = Endpoint(sys.argv[1], "judge")
-    async with JudgeClient(where) as client:
-        questions = questions_on(groups(int(sys.argv[4])), where)
-        await ask_async(questions, client, AnswerStore(Path(sys.argv[2])), RunLimits(8))
-asyncio.run(main())
+where = Endpoint(sys.argv[1], "judge")
+ask(questions_on(groups(int(sys.argv[4])), where), where, AnswerStore(Path(sys.argv[2])), concurrency=8)
 """
 
 

@@ -14,7 +14,7 @@ from fake_judge import FakeJudge
 from dmoerm.errors import ConfigError, LabelingError
 from dmoerm.labeling.client import JudgeClient
 from dmoerm.labeling.questions import Endpoint
-from dmoerm.labeling.runner import RunLimits, RunStatistics, ask_async
+from dmoerm.labeling.runner import RunStatistics
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 
 from .question_data import ask, endpoint, groups, questions_on
@@ -32,6 +32,12 @@ class Scripted:
     def __init__(self, answer: Callable[[int], JudgeAnswer]) -> None:
         self.answer, self.calls = answer, 0
 
+    async def __aenter__(self) -> Scripted:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
     async def ask(self, request: dict[str, Any]) -> JudgeAnswer:
         self.calls += 1
         number = request["messages"][-1]["content"].partition("Can you do ")[2].partition("?")[0]
@@ -40,11 +46,9 @@ class Scripted:
 
 def run(client: Scripted, path: Path, count: int = 20, responses: int = 2, **limits: Any) -> RunStatistics:
     questions = questions_on(groups(count, responses), NOWHERE, overall=True)
-    store = AnswerStore(path)
-    try:
-        return asyncio.run(ask_async(questions, client, store, RunLimits(1, **limits)))  # pyright: ignore
-    finally:
-        store.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dmoerm.labeling.client.JudgeClient", lambda _: client)
+        return ask(questions, NOWHERE, path, concurrency=1, **limits)
 
 
 def test_unusable_answers_in_a_row_end_a_run_which_continues_afterwards(tmp_path):

@@ -68,7 +68,7 @@ def test_a_name_in_a_plot_is_text() -> None:
     paired = {"dmoerm - general": {HOSTILE: DIFFERENCE, "mean": DIFFERENCE}}
     markup = report_html(example(accuracy=measured, paired=paired, capabilities={"chitchat": {HOSTILE: ESTIMATE}}))
     images = re.findall(r'data:image/svg\+xml;base64,([^"]+)', markup)
-    assert len(images) == 4
+    assert len(images) == 3
     for image in images:
         tags = [str(element.tag) for element in ElementTree.fromstring(base64.b64decode(image)).iter()]
         assert not [tag for tag in tags if tag.endswith("script")]

@@ -16,7 +16,7 @@ from tiny import make_tiny_config
 from dmoerm.cli.run import train_and_measure
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation import evaluate, write_results
+from dmoerm.evaluation import evaluate
 from dmoerm.training import Run, processes
 
 from .launching import (
@@ -74,7 +74,9 @@ def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Accuracy on held-out prompts") == 1
     test = load_splits(trained_run.config).test
-    write_results(tmp_path / "one" / "results.json", evaluate(trained_run.model, test, trained_run.config))
+    (tmp_path / "one").mkdir()
+    results = evaluate(trained_run.model, test, trained_run.config)
+    (tmp_path / "one" / "results.json").write_text(results.to_json())
     assert approximately(measured(tmp_path / "two"), measured(tmp_path / "one"))
 
 

@@ -16,7 +16,7 @@ from ..io.paths import write_file
 from ..names import ONE_TASK
 from .models import quieten
 from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped, lazily
-from .tables import plain_table, screen
+from .tables import screen, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,9 +53,9 @@ def check(
     if json_file is not None:
         write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     console = screen()
-    for table in _tables(result):
-        if table.row_count:
-            console.print(table)
+    for shown in _tables(result):
+        if shown.row_count:
+            console.print(shown)
     for line in _remarks(result):
         console.print(line, soft_wrap=True)
     if result["bad"] and not rows.skip_bad:
@@ -86,7 +86,7 @@ def _encoder(config: str | None, backbone: str | None) -> encoding.Encoder:
 def _tables(result: dict[str, Any]) -> Iterator[Table]:
     columns = ["source", "format", "rows", "groups", "bad"]
     sources, lengths, agreement = result["sources"], result["lengths"], result["agreement"]
-    yield plain_table("Sources", columns, [[source[name] for name in columns] for source in sources])
+    yield table("Sources", columns, [[source[name] for name in columns] for source in sources])
     kinds = {"left out": "skipped", "ignored: unknown column": "unknown_columns"}
     reasons = [
         [source["source"], f"{kind}: {reason}", count]
@@ -94,24 +94,24 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
         for kind, name in kinds.items()
         for reason, count in source[name].items()
     ]
-    yield plain_table("Left out and ignored", ["source", "what", "count"], reasons)
+    yield table("Left out and ignored", ["source", "what", "count"], reasons)
     counts = ["groups", "prompts", "responses", "pairs", "tie_share"]
     tasks = [[task, *(entry[name] for name in counts)] for task, entry in result["tasks"].items()]
-    yield plain_table("Tasks", ["task", *counts[:-1], "ties"], tasks)
+    yield table("Tasks", ["task", *counts[:-1], "ties"], tasks)
     graded = [
         [task, name, *(entry[each] for each in ("groups", "pairs", "tie_share")), _agreement(agreement, task, name)]
         for task, entries in result["capabilities"].items()
         for name, entry in entries.items()
     ]
-    yield plain_table("Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], graded)
+    yield table("Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], graded)
     spreads = [
         [task, part, *(spread[name] for name in ("p50", "p95", "max"))]
         for task, parts in lengths["tasks"].items()
         for part, spread in parts.items()
     ]
-    yield plain_table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], spreads)
+    yield table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], spreads)
     cut = [[task, *entry.values()] for task, entry in (result["truncation"] or {}).items()]
-    yield plain_table(
+    yield table(
         "Too long for the model", ["task", "responses", "truncated", "pairs that differ only in what is cut"], cut
     )
     overall = [
@@ -120,8 +120,8 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
         if "overall" in values
     ]
     title = "Overall agreement of two annotators"
-    yield plain_table(title, ["task", "pairs", "comparisons", "agreement", "unaligned pairs"], overall)
-    yield plain_table("Bad rows", ["position", "field", "message", "value", "hint"], list(_bad_rows(result["bad"])))
+    yield table(title, ["task", "pairs", "comparisons", "agreement", "unaligned pairs"], overall)
+    yield table("Bad rows", ["position", "field", "message", "value", "hint"], list(_bad_rows(result["bad"])))
 
 
 def _agreement(agreement: dict[str, Any], task: str, name: str) -> float | None:

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..io.paths import write_file
 from ..taxonomy import draft_taxonomy
 from .options import Format, Map, lazily
-from .tables import plain_table, screen
+from .tables import screen, table
 
 if TYPE_CHECKING:
     from ..data import proposal as proposals
@@ -80,8 +80,8 @@ def command(
     console = screen()
     written = [config, taxonomy, *([copy] if proposal.changed else [])]
     sources = list(zip(files, proposal.formats, strict=True))
-    console.print(plain_table("Data", ["source", "format"], sources))
-    console.print(plain_table(f"Tasks by {proposal.tasks_from}", ["task", "groups", "capabilities"], _tasks(proposal)))
+    console.print(table("Data", ["source", "format"], sources))
+    console.print(table(f"Tasks by {proposal.tasks_from}", ["task", "groups", "capabilities"], _tasks(proposal)))
     for line in (*proposal.notes, f"wrote {', '.join(str(file) for file in written)}"):
         console.print(line, soft_wrap=True)
 

@@ -1,7 +1,6 @@
 """`dmoerm label`: create capability labels with an LLM judge, and measure their quality.
 
 dmoerm label [run] DATA… --model M --out labels.parquet       ask a judge and write the labels
-dmoerm label run DATA… --answers FILE --out labels.parquet    write labels from verdicts that other tools recorded
 dmoerm label report labels.parquet --data DATA                measure the labels' quality
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from ..data.rows import open_rows
 from ..errors import ConfigError
 from ..io.paths import write_file
-from ..labeling.collect import collect_labels, recorded_labels
 from ..labeling.questions import (
     Endpoint,
     Question,
@@ -32,13 +31,12 @@ from ..labeling.questions import (
     groups_without_questions,
     token_limit,
 )
-from ..labeling.runner import RunLimits, RunStatistics, ask
+from ..labeling.runner import RunStatistics, ask, collect_labels
 from ..labeling.store import AnswerStore
-from ..labels import CapabilityLabel, mismatch, read_labels, unmatched_labels, write_labels
-from ..schema import Group
-from ..taxonomy import Taxonomy, load_taxonomy
+from ..labels import mismatch, read_labels, unmatched_labels, write_labels
+from ..taxonomy import load_taxonomy
 from .options import JsonFile, RowOptions, RunByDefault, grouped, lazily, note
-from .tables import quality_table, screen
+from .tables import screen, table
 
 if TYPE_CHECKING:
     from ..labeling import quality
@@ -52,8 +50,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Create capability labels with an LLM judge (the default command), or measure their quality.",
 )
-
-Out = Annotated[Path, typer.Option(metavar="FILE", help="The label file (Parquet); all calls: same name with .sqlite.")]
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class QuestionOptions:
 class EndpointOptions:
     """The judge, and when a run stops."""
 
-    model: Annotated[str | None, typer.Option(help="Name of the judge's model at the endpoint.")] = None
+    model: Annotated[str, typer.Option(help="Name of the judge's model at the endpoint.")]
     base_url: Annotated[
         str,
         typer.Option(envvar="OPENAI_BASE_URL", help="An OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),
@@ -92,8 +88,6 @@ class EndpointOptions:
 
     def endpoint(self) -> Endpoint:
         """Return the judge's endpoint. Raise `ConfigError` for invalid options."""
-        if self.model is None:
-            raise ConfigError("set the judge's --model, or --answers with recorded verdicts")
         fields: dict[str, Any] = {}
         for option in self.request_field or ():
             name, separator, value = option.partition("=")
@@ -120,64 +114,36 @@ def run(
     question_options: QuestionOptions,
     judge: EndpointOptions,
     rows: RowOptions,
-    out: Out = Path("labels.parquet"),
-    answers: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Ask nothing: read recorded verdicts (JSON Lines; docs/labels.md)."),
-    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The label file (Parquet); all calls: same name with .sqlite.")
+    ] = Path("labels.parquet"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number and cost of calls; send none.")] = False,
 ) -> None:
     """Ask a judge about each pair in both orders and write the labels. A second run sends only what is unanswered."""
-    if answers is not None:
-        labels, unmatched = recorded_labels(
-            open_rows(answers), rows.read(data), judge.model or "recorded", str(answers)
-        )
-        if unmatched:
-            note(f"skipped {unmatched} verdicts: their group is not in the data")
-        _write(labels, out)
-        return
     endpoint, options = judge.endpoint(), question_options
     taxonomy = load_taxonomy(options.taxonomy) if options.taxonomy else None
-    groups = _with_only_task(rows.read(data), taxonomy)
     question_format = QuestionFormat(taxonomy, options.group_capabilities, options.overall)
-    questions = _questions(groups, data, question_format, options, endpoint)
-    _print_estimate(questions, endpoint, out.with_suffix(".sqlite"))
-    if not dry_run:
-        limits = RunLimits(judge.concurrency, judge.max_cost)
-        _label(questions, endpoint, question_format.judge_name(endpoint.model), out, limits)
-
-
-def _with_only_task(groups: list[Group], taxonomy: Taxonomy | None) -> list[Group]:
-    """Return the groups with the taxonomy's only task, and print it, if no group names a task."""
-    if taxonomy is None or len(taxonomy.tasks) != 1 or any(group.task for group in groups):
-        return groups
-    (task,) = taxonomy.tasks
-    note(f"no row names a task: all have the taxonomy's only task, {task!r}")
-    return [group.model_copy(update={"task": task}) for group in groups]
-
-
-def _questions(
-    groups: list[Group],
-    files: Sequence[str],
-    question_format: QuestionFormat,
-    options: QuestionOptions,
-    endpoint: Endpoint,
-) -> list[Question]:
-    """Return the questions on the groups of the files, and print which groups have none."""
+    groups = rows.read(data)
+    if taxonomy is not None and len(taxonomy.tasks) == 1 and not any(group.task for group in groups):
+        (task,) = taxonomy.tasks
+        note(f"no row names a task: all have the taxonomy's only task, {task!r}")
+        groups = [group.model_copy(update={"task": task}) for group in groups]
     pairs = [pair for pair in all_pairs(groups) if question_format.capability_sets(pair.group.task)]
     if options.seed is not None:
         random.Random(options.seed).shuffle(pairs)
     questions = list(build_questions(pairs[: options.limit], question_format, endpoint))
-    reasons = [f"the data contain no groups ({', '.join(files)})"] if not groups else []
+    reasons = [f"the data contain no groups ({', '.join(data)})"] if not groups else []
     for reason in [*reasons, *groups_without_questions(groups, question_format)]:
         if not questions:
             raise ConfigError(f"no questions to ask: {reason}")
         note(reason)
-    return questions
+    note(_estimate(questions, endpoint, out.with_suffix(".sqlite")))
+    if not dry_run:
+        _label(questions, endpoint, question_format.judge_name(endpoint.model), out, judge)
 
 
-def _print_estimate(questions: Sequence[Question], endpoint: Endpoint, path: Path) -> None:
-    """Print how many calls remain, and their estimated tokens and cost."""
+def _estimate(questions: Sequence[Question], endpoint: Endpoint, path: Path) -> str:
+    """Return how many calls remain, and their estimated tokens and cost."""
     known: set[str] = set()
     if path.exists():
         store = AnswerStore(path)
@@ -189,43 +155,42 @@ def _print_estimate(questions: Sequence[Question], endpoint: Endpoint, path: Pat
     bounded = all(token_limit(question.request) is not None for question in remaining)
     tokens = f"at most {completion:,.0f} completion tokens" if bounded else "completion tokens without a limit"
     price = f", at most {cost:.2f}" if cost and bounded else ""
-    note(
+    return (
         f"{len(questions)} calls, {len(questions) - len(remaining)} of them already answered; {len(remaining)} remain: "
         f"about {prompt:,.0f} prompt tokens and {tokens}{price}"
     )
 
 
-def _label(questions: Sequence[Question], endpoint: Endpoint, judge: str, out: Path, limits: RunLimits) -> None:
+def _label(questions: Sequence[Question], endpoint: Endpoint, judge: str, out: Path, options: EndpointOptions) -> None:
     """Ask the judge and write the labels, also if the run stops early."""
     store = AnswerStore(out.with_suffix(".sqlite"))
     progress = Progress(
         TextColumn("labeling"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("spent {task.fields[cost]:.4f}  {task.fields[tokens]:,} tokens"),
+        TextColumn("{task.description}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[faults]}"),
         console=Console(stderr=True),
     )
-    bar = progress.add_task("", total=len(questions), cost=0.0, tokens=0, faults="")
+    bar = progress.add_task("", total=len(questions))
 
     def show(done: RunStatistics) -> None:
         faults = {name: getattr(done, name) for name in ("unusable", "refused", "failed", "unanswered")}
-        progress.update(
-            bar,
-            completed=done.answered + done.refused + done.failed + done.known + done.elsewhere + done.unanswered,
-            cost=done.cost,
-            tokens=done.prompt_tokens + done.completion_tokens,
-            faults="  ".join(f"{name} {count}" for name, count in faults.items() if count),
-        )
+        spent = [f"spent {done.cost:.4f}", f"{done.prompt_tokens + done.completion_tokens:,} tokens"]
+        ended = done.answered + done.refused + done.failed + done.known + done.elsewhere + done.unanswered
+        spent += [f"{name} {count}" for name, count in faults.items() if count]
+        progress.update(bar, completed=ended, description="  ".join(spent))
 
     try:
         with progress:
-            statistics = ask(questions, endpoint, store, limits, show)
+            limits = {"concurrency": options.concurrency, "max_cost": options.max_cost}
+            statistics = ask(questions, endpoint, store, **limits, on_progress=show)
     finally:
         labels = collect_labels(questions, store, judge)
         store.close()
-        _write(labels, out)
+        write_labels(out, labels)
+        usable = sum(label.training_target() is not None for label in labels)
+        typer.echo(f"{len(labels)} labels, {usable} of them usable: {out}")
     if statistics.unusable:
         sent = statistics.answered + statistics.refused + statistics.failed
         note(f"{statistics.unusable} of {sent} answers are unusable")
@@ -259,8 +224,9 @@ def report(
         rows += merged
     qualities = quality.label_quality(rows, groups)
     console = screen()
-    for table in quality_table(qualities):
-        console.print(table)
+    for judge in dict.fromkeys(entry.judge for entry in qualities):
+        for shown in _tables(judge, [entry for entry in qualities if entry.judge == judge]):
+            console.print(shown)
     for judge, accuracy in accuracies.items():
         console.print(f"{judge}: estimated accuracy {accuracy:.1%} (Dawid–Skene)", soft_wrap=True)
     if 0 < len(accuracies) < 3:
@@ -270,8 +236,24 @@ def report(
         write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
 
 
-def _write(labels: Sequence[CapabilityLabel], out: Path) -> None:
-    """Write the labels, and print how many are usable."""
-    write_labels(out, labels)
-    usable = sum(label.training_target() is not None for label in labels)
-    typer.echo(f"{len(labels)} labels, {usable} of them usable: {out}")
+def _tables(judge: str, rows: Sequence[quality.LabelQuality]) -> Iterator[Table]:
+    """Yield a table of a judge's labels, and one of their agreement with people."""
+    names, shares = ["task", "capability"], ["consistency", "shown_first", "longer", "unparseable"]
+    shares += ["refused", "failed", "open"]
+    labels: list[list[Any]] = []
+    agreement: list[list[Any]] = []
+    for row in rows:
+        subject, tokens = [row.task, row.capability], round(row.prompt_tokens + row.completion_tokens)
+        labels.append(
+            [*subject, row.pairs, *(getattr(row, share) for share in shares), tokens, Text(f"{row.cost:.4f}")]
+        )
+        kappas = [value if value is None else Text(f"{value:+.2f}") for value in (row.kappa_one, row.kappa_both)]
+        interval = row.kappa_interval and Text("{:+.2f} to {:+.2f}".format(*row.kappa_interval))
+        shares_right = (row.agreement_one, row.agreement_both, row.agreement_mean, row.longer_people)
+        agreement.append([*subject, row.people, *shares_right, *kappas, interval])
+    header = [*names, "pairs", *(share.replace("_", " ") for share in shares), "tokens", "cost"]
+    yield table(f"{judge}: labels", header, labels)
+    if any(row.people for row in rows):
+        title = f"{judge}: on which share of the pairs that people order one order, both orders or their mean agrees"
+        header = [*names, "ordered", "single order", "both agree", "mean", "people longer"]
+        yield table(title, [*header, "κ single order", "κ both agree", "95 %"], agreement)

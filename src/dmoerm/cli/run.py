@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from ..config import Config, changed, dump_config, load_config
-from ..errors import ConfigError, DmoermError
-from ..evaluation.results import Results, routing_notes, write_results
+from ..errors import ConfigError
+from ..evaluation.results import Results, routing_notes
 from ..io.paths import model_folder, write_file
-from ..schema import Group
 from .models import quieten
 from .options import BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
-from .tables import print_comparison, print_results, scores_table, screen
+from .tables import print_comparison, print_results, screen, table
 
 if TYPE_CHECKING:
     from .. import model as models
@@ -52,17 +49,17 @@ def train(
         typer.echo(dump_config(settings), nl=False)
         return
     console = screen()
-    if no_eval or not settings.data.holds_out():
-        run = _train(settings, engine)
-        if training.is_main():
-            for line in routing_notes(run.metrics()["routing"], run.model.config.tasks):  # the results have them too
-                console.print(line, soft_wrap=True)
-            _print_paths(console, settings, measured=False)
-    else:
+    if not no_eval and settings.data.holds_out():
         _, results = train_and_measure(settings, "train", engine)
         if training.is_main():
             print_results(console, results)
-            _print_paths(console, settings)
+            _print_paths(settings)
+        return
+    run = _train(settings, engine)
+    if training.is_main():
+        for line in routing_notes(run.metrics()["routing"], run.model.config.tasks):  # the results have them too
+            console.print(line, soft_wrap=True)
+        _print_paths(settings, ("model",))
 
 
 def demo(
@@ -79,13 +76,21 @@ def demo(
     groups = splits.load_splits(config).test
     group = next((group for group in groups if isinstance(group.prompt, str)), groups[0])
     order = sorted(range(len(group.responses)), key=lambda i: (group.grades or (0,) * len(group.responses))[i] or 0)
-    responses = [group.responses[i] for i in (order[-1], order[0])]
-    scores = model.score(group.prompt, responses)
+    scored = [(group.responses[i], score) for i, score in enumerate(model.score(group.prompt, group.responses))]
+    (text, best), (other, worst) = sorted((scored[order[-1]], scored[order[0]]), key=lambda pair: -pair[1].reward)
     console.print(f"\nA held-out prompt: {group.prompt}", soft_wrap=True)
-    route = sorted(scores[0].route.items(), key=lambda item: -item[1])[:2]
+    route = sorted(best.route.items(), key=lambda item: -item[1])[:2]
     console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
-    console.print(scores_table(responses, scores))
-    _print_paths(console, config)
+    shown = [
+        ["text", text, other],
+        ["reward", f"{best.reward:+.2f}", f"{worst.reward:+.2f}"],
+        ["the best one wins with", None, f"{best.win_probability(worst):.0%}"],
+        *([name, f"{c:+.2f}", f"{worst.capabilities.get(name, 0):+.2f}"] for name, c in best.capabilities.items()),
+    ]
+    if best.uncertainty is not None:
+        shown.append(["uncertainty", f"{best.uncertainty:.2f}", f"{worst.uncertainty or 0:.2f}"])
+    console.print(table("", ["", "response 1", "response 2"], shown, show_lines=True))
+    _print_paths(config)
 
 
 def compare(
@@ -107,16 +112,13 @@ def compare(
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(f"a comparison runs in one process, not {count}; start it without a launcher")
     settings = load_config(config, overrides or ())
-    folder = output or Path(f"{settings.output}-compare")
-    settings = changed(settings, {"output": str(folder)})
+    settings = changed(settings, {"output": str(output or f"{settings.output}-compare")})
     command = " ".join(["dmoerm", *sys.argv[1:]])
     comparison = comparing.compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)
-    write_file(folder / "results.json", comparison.to_json())
-    report.write_report(folder / "report.html", comparison)
-    console = screen()
-    print_comparison(console, comparison)
-    for line in (f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"):
-        console.print(line, soft_wrap=True)
+    write_file(Path(settings.output) / "results.json", comparison.to_json())
+    report.write_report(Path(settings.output) / "report.html", comparison)
+    print_comparison(screen(), comparison)
+    _print_paths(settings, ("results.json", "report.html"))
 
 
 def train_and_measure(config: Config, command: str, engine: str = "local") -> tuple[models.DMoERM, Results]:
@@ -125,11 +127,10 @@ def train_and_measure(config: Config, command: str, engine: str = "local") -> tu
     The main process writes; all processes return the same results.
     """
     run = _train(config, engine)
-    test = splits.load_splits(config).test
     judged = None if run.training is None or training.sharded() else training.judge_labels(run.training)
     results = measure.evaluate(
         run.model,
-        test,
+        splits.load_splits(config).test,
         config,
         command=command,
         steps=run.metrics(),
@@ -139,7 +140,7 @@ def train_and_measure(config: Config, command: str, engine: str = "local") -> tu
     )
     if training.is_main():
         folder = Path(config.output)
-        write_results(folder / "results.json", results)
+        write_file(folder / "results.json", results.to_json())
         report.write_report(folder / "report.html", results)
         report.write_card(folder / "model", results)
     return run.model, results
@@ -153,16 +154,10 @@ def _train(config: Config, engine: str = "local") -> training.Run:
     return training.train(config, engine=ray_training.on_ray)
 
 
-def _print_paths(console: Console, config: Config, measured: bool = True) -> None:
-    """Name the files which the run has written."""
-    folder = Path(config.output)
-    lines = [f"model: {folder / 'model'}"]
-    lines += [f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"] if measured else []
-    for line in lines:
-        console.print(line, soft_wrap=True)
-
-
-# --- eval ----------------------------------------------------------------------------------------------------------
+def _print_paths(config: Config, names: tuple[str, ...] = ("model", "results.json", "report.html")) -> None:
+    """Print the files that the command has written to the run's folder."""
+    for name in names:
+        screen().print(f"{Path(name).stem}: {Path(config.output) / name}", soft_wrap=True)
 
 
 @grouped
@@ -175,7 +170,6 @@ def eval_(
     include_trained: Annotated[
         bool, typer.Option("--include-trained", help="Keep prompts that a model was trained on.")
     ] = False,
-    overrides: Overrides = None,
     json_file: JsonFile = None,
     report_folder: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Write results.json and report.html here.")
@@ -187,12 +181,21 @@ def eval_(
     rm = models.DMoERM.from_pretrained(model_folder(model), check=training.is_main())
     training.check_sharding(rm.config.router_kind == "own")
     training.move_to_device(rm)
-    config = _config(Path(model), overrides or ())
-    groups = (
-        overall.overall_from_capabilities(_with_known_tasks(rows.read(data), rm)) if data else _held_out(config, model)
-    )
-    if rm.training_prompts is None and config is not None:
-        rm.training_prompts = _training_prompts(config)
+    files = (Path(model) / "config.yaml", Path(model_folder(model)) / "run.yaml")
+    config = next((load_config(file) for file in files if file.is_file()), None)
+    if data:
+        groups, known = rows.read(data), rm.config.tasks
+        for task, count in Counter(g.task for g in groups if g.task and g.task not in known).items():
+            reason = f"the model has no task {task!r}; it has {', '.join(known)}"
+            note(f"the router decides for {count} groups: {reason}")
+        groups = [g if not g.task or g.task in known else g.model_copy(update={"task": None}) for g in groups]
+        groups = overall.overall_from_capabilities(groups)
+    elif config is None:
+        raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
+    elif not config.data.holds_out():
+        raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
+    else:
+        groups = splits.load_splits(config).test
     results = measure.evaluate(
         rm,
         groups,
@@ -206,44 +209,8 @@ def eval_(
     if not training.is_main():
         return
     if json_file is not None:
-        write_results(json_file, results)
+        write_file(json_file, results.to_json())
     if report_folder is not None:
-        write_results(report_folder / "results.json", results)
+        write_file(report_folder / "results.json", results.to_json())
         report.write_report(report_folder / "report.html", results)
     print_results(screen(), results)
-
-
-def _config(path: Path, overrides: Sequence[str]) -> Config | None:
-    """Load the settings that the model was trained with, from the folder of its run or of the model."""
-    if other := [override for override in overrides if not override.startswith("data.dir=")]:
-        raise ConfigError(
-            f"--set {other[0]}: eval accepts data.dir only; other settings would change the training part"
-        )
-    files = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
-    return next((load_config(file, overrides) for file in files if file.is_file()), None)
-
-
-def _training_prompts(config: Config) -> models.TrainingPrompts | None:
-    """Return the training prompts of a checkpoint without a list, from its run's data; None if the data is missing."""
-    try:
-        return models.TrainingPrompts.of(group.prompt for group in splits.load_splits(config).train)
-    except (DmoermError, OSError):
-        return None
-
-
-def _held_out(config: Config | None, model: str) -> Sequence[Group]:
-    """Return the run's test part, which the settings determine."""
-    if config is None:
-        raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
-    if not config.data.holds_out():
-        raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
-    return splits.load_splits(config).test
-
-
-def _with_known_tasks(groups: list[Group], model: models.DMoERM) -> list[Group]:
-    """Return the groups without tasks that the model does not have; print a warning for each."""
-    known = model.config.tasks
-    for task, count in Counter(group.task for group in groups if group.task and group.task not in known).items():
-        warning = f"the router decides for {count} groups: the model has no task {task!r}; it has {', '.join(known)}"
-        note(warning)
-    return [g if not g.task or g.task in known else g.model_copy(update={"task": None}) for g in groups]

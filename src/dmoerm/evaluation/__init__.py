@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .results import Results, read_results, write_results
+from .results import Results
 
 if TYPE_CHECKING:
     from .measure import evaluate
 
-__all__ = ["Results", "evaluate", "read_results", "write_results"]
+__all__ = ["Results", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..chat.truncation import TruncationCounts
-from ..errors import DataError, first_fault
-from ..io.paths import write_file
 from ..names import folder_name
 
 MEAN = "mean"
@@ -361,6 +357,12 @@ class MethodResults(ResultModel):
     length_bias: dict[str, LengthBias]
     """Method (and `human`) → correlation with length within a prompt."""
 
+    @property
+    def best_first(self) -> list[str]:
+        """The methods, highest mean first; methods without a mean are last."""
+        means = {method: row[MEAN].value if MEAN in row else 0.0 for method, row in self.accuracy.items()}
+        return sorted(means, key=lambda method: -means[method])
+
 
 class Comparison(MethodResults, Document):
     """results.json of `dmoerm compare`."""
@@ -376,42 +378,3 @@ class Comparison(MethodResults, Document):
     """Tasks whose overall scores were computed from capability grades, not given by people."""
     gold_tasks: tuple[str, ...]
     """Tasks of generated groups, whose held-out labels are gold."""
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def write_results(path: str | Path, results: Results) -> None:
-    """Write results.json, completely or not at all. Raises `CheckpointError` if it cannot be written."""
-    write_file(Path(path), results.to_json())
-
-
-def read_results(path: str | Path) -> Results:
-    """Read the results.json of a run. Raise `DataError` if the file is invalid; see `read_model`."""
-    return read_model(path, Results, "use the results.json of `dmoerm train` or the file of `dmoerm eval --json`")
-
-
-def read_model(path: str | Path, model: type[M], hint: str) -> M:
-    """Read a JSON file of this model.
-
-    Args:
-        hint: which file to use instead of an invalid one.
-
-    Raises:
-        DataError: the file does not exist, is not JSON, has another schema, or does not match the model.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
-    try:
-        return model.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not valid JSON: {error}", file=path, hint=hint) from None
-    except ValidationError as error:
-        fault = first_fault(error)
-    if fault.field == "schema":
-        hint = "install the version of dmoerm that wrote the file"
-    raise DataError(fault.message, file=path, field=fault.field or None, value=fault.value, hint=hint)

@@ -2,7 +2,7 @@
 
 run.py          the page of one run;  comparison.py   of a comparison
 page.py         the view data and its rendering by templates/
-plots.py        intervals and reliability as SVG
+plots.py        intervals as SVG
 card.py         README.md of a checkpoint
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ..evaluation.results import MEAN, SUMMARIES, Comparison
 from .page import Code, Content, Fold, Plots, Section, Table, TableRow, make_section
-from .plots import Series, interval_plot
+from .plots import color_of, interval_plot
 from .run import (
     calibration_contents,
     capability_contents,
@@ -20,9 +20,6 @@ from .run import (
     settings_contents,
 )
 
-_CALIBRATED = ("dmoerm", "general", "per_task_routed")
-"""Methods whose reliability is drawn; the table has all methods."""
-
 
 def comparison_section(comparison: Comparison) -> Section:
     """Show the methods on the same held-out prompts."""
@@ -35,7 +32,7 @@ def comparison_section(comparison: Comparison) -> Section:
 
 
 def _blocks(comparison: Comparison) -> Iterator[tuple[str, Iterable[Content]]]:
-    best = sorted(comparison.accuracy, key=lambda m: -e.value if (e := comparison.accuracy[m].get(MEAN)) else 0.0)
+    best = comparison.best_first
     rows = [[method_name(method), description] for method, description in comparison.methods.items()]
     intro = (
         "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same "
@@ -46,7 +43,7 @@ def _blocks(comparison: Comparison) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Differences in mean accuracy", _differences(comparison, best)
     yield "Capabilities", capability_contents(comparison.capabilities)
     yield "Router", router_contents(comparison.router)
-    yield "Win probability", calibration_contents(comparison.calibration, _CALIBRATED)
+    yield "Win probability", calibration_contents(comparison.calibration)
     yield "Correlation of reward with length", length_contents(comparison.length_bias)
     seeds = [[method_name(m), *(number(means.get(m), "z.1%") for means in comparison.by_seed.values())] for m in best]
     header = ["method", *(f"seed {seed}" for seed in comparison.by_seed)]
@@ -75,7 +72,7 @@ def _accuracy(comparison: Comparison, best: list[str]) -> Iterator[Content]:
     for column in columns:
         measured = {m: comparison.accuracy[m][column] for m in best if column in comparison.accuracy[m]}
         mark = measured["dmoerm"].value if "dmoerm" in measured else None
-        plots[column] = interval_plot([Series(column, measured)], "accuracy (dotted: dmoerm)", mark=mark)
+        plots[column] = interval_plot({column: measured}, "accuracy (dotted: dmoerm)", mark, _color)
     yield Plots("Accuracy of each method", plots)
     sizes = {c: next(row[c] for row in comparison.accuracy.values() if c in row) for c in columns}
     table = [[name, *numbers(estimate, pairs="", prompts="")] for name, estimate in sizes.items()]
@@ -92,5 +89,9 @@ def _accuracy(comparison: Comparison, best: list[str]) -> Iterator[Content]:
 def _differences(comparison: Comparison, best: list[str]) -> Iterator[Content]:
     means = {m: mean for m in best if (mean := comparison.paired.get(f"dmoerm - {m}", {}).get(MEAN))}
     yield "To the right of the line, dmoerm is better."
-    plot = {"": interval_plot([Series("", means)], "dmoerm − method, mean accuracy", mark=0)} if means else {}
+    plot = {"": interval_plot({"": means}, "dmoerm − method, mean accuracy", 0, _color)} if means else {}
     yield Plots("Difference in mean accuracy between dmoerm and each method", plot)
+
+
+def _color(_: str, method: str) -> str:
+    return color_of(method)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ParamSpec
 
 import matplotlib
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..evaluation.results import CalibrationResult, Difference, Estimate
+from ..evaluation.results import Difference, Estimate
 
 _COLORS = {
     "human": "#000000",
@@ -51,20 +51,6 @@ _STYLE = {
 Arguments = ParamSpec("Arguments")
 
 
-@dataclass(frozen=True)
-class Series:
-    """The estimates of one legend entry: row → its estimate.
-
-    Attributes:
-        label: the text in the legend.
-        color: the color of all rows; by default, each row's name is a method and has its color.
-    """
-
-    label: str
-    estimates: Mapping[str, Estimate | Difference]
-    color: str | None = None
-
-
 def color_of(method: str) -> str:
     """Return a method's color; a method of a user has one that follows from its name."""
     return _COLORS.get(method) or _OTHER_COLORS[zlib.crc32(method.encode()) % len(_OTHER_COLORS)]
@@ -84,33 +70,36 @@ def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
 
 
 @as_svg
-def interval_plot(series: Sequence[Series], xlabel: str, mark: float | None = None) -> Figure:
+def interval_plot(
+    series: Mapping[str, Mapping[str, Estimate | Difference]],
+    xlabel: str,
+    mark: float | None,
+    color: Callable[[str, str], str],
+) -> Figure:
     """Draw a row for each name, with a dot and its interval for each series.
 
     Args:
+        series: entry of the legend → name of a row → its estimate; one entry has no legend.
         mark: a value at which a line is drawn, such as chance level.
+        color: returns the color of an entry and a row.
     """
-    names = list(dict.fromkeys(name for entry in series for name in entry.estimates))
+    names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
     height = 0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * (len(series) > 1)
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots()
+    axes, handles = figure.subplots(), []
     offsets = np.linspace(-0.3, 0.3, len(series) + 2)[1:-1]
-    for index, (offset, entry) in enumerate(zip(offsets, series, strict=True)):
-        marker = _MARKERS[index % len(_MARKERS)]
+    for offset, marker, (label, estimates) in zip(offsets, itertools.cycle(_MARKERS), series.items(), strict=False):
         for row, name in enumerate(names):
-            if (estimate := entry.estimates.get(name)) is not None:
-                color, y = entry.color or color_of(name), row + offset
-                axes.plot([estimate.low, estimate.high], [y, y], color=color, linewidth=1.5, solid_capstyle="butt")
-                axes.plot(estimate.value, y, marker, color=color, markersize=4.8)
+            if (estimate := estimates.get(name)) is not None:
+                style, y = color(label, name), row + offset
+                axes.plot([estimate.low, estimate.high], [y, y], color=style, linewidth=1.5, solid_capstyle="butt")
+                axes.plot(estimate.value, y, marker, color=style, markersize=4.8)
+        handles.append(Line2D([], [], color=color(label, ""), marker=marker, label=_shortened(label)))
     if mark is not None:
         axes.axvline(mark, color="#333333", linewidth=0.8, linestyle=":")
     name_rows(axes, names)
     axes.set_xlabel(xlabel)
     if len(series) > 1:
-        handles = [
-            Line2D([], [], color=e.color or "#444444", marker=_MARKERS[i % len(_MARKERS)], label=_shortened(e.label))
-            for i, e in enumerate(series)
-        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), frameon=False)
     return figure
 
@@ -128,28 +117,3 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-
-
-@as_svg
-def reliability_plot(calibrations: Mapping[str, CalibrationResult]) -> Figure:
-    """Draw, for each method, the win probability of the likelier winner against the share that humans prefer."""
-    figure = Figure(figsize=(_WIDTH, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0.5, 1], [0.5, 1], color="#333333", linewidth=0.8, linestyle=":")
-    lowest = 0.5
-    for index, (method, calibration) in enumerate(calibrations.items()):
-        bins = [(b.confidence, b.accuracy, b.pairs) for b in calibration.bins if None not in (b.confidence, b.accuracy)]
-        confidence, accuracy, pairs = np.array(bins, dtype=float).reshape(-1, 3).T
-        color, marker = color_of(method), _MARKERS[index % len(_MARKERS)]
-        axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.7)
-        sizes = 12 + 130 * pairs / max(calibration.pairs, 1)
-        axes.scatter(confidence, accuracy, s=sizes, color=color, marker=marker, alpha=0.8)
-        axes.plot([], [], marker, color=color, label=method)
-        lowest = min([lowest, *accuracy])
-    axes.set_xlim(0.48, 1.02)
-    axes.set_ylim(lowest - 0.05, 1.05)
-    axes.grid()
-    axes.set_xlabel("win probability of the method")
-    axes.set_ylabel("share that people prefer")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return figure

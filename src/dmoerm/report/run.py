@@ -22,7 +22,7 @@ from ..evaluation.results import (
 )
 from ..names import folder_name
 from .page import Code, Content, Fold, MethodName, Number, Plots, Section, Table, TableRow, make_section
-from .plots import Series, color_of, interval_plot, reliability_plot
+from .plots import color_of, interval_plot
 
 
 def run_section(results: Results) -> Section:
@@ -40,7 +40,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Capabilities", capability_contents(results.capabilities)
     yield "What the rewards are made of", _weights(results)
     yield "Router", [*router_contents(results.router), *_routing(results.steps.get("routing", {}))]
-    yield "Win probability", calibration_contents({"dmoerm": results.calibration}, ["dmoerm"])
+    yield "Win probability", calibration_contents({"dmoerm": results.calibration})
     yield "Correlation of reward with length", length_contents(results.length_bias)
     yield "Where people and dmoerm differ", _errors(results.errors)
     yield "Doubtful labels", _doubts(results.errors.doubts)
@@ -88,8 +88,8 @@ def _accuracy(results: Results) -> Iterator[Content]:
     methods = list(results.accuracy)
     descriptions = [[method_name(m), METHODS.get(m, "")] for m in methods]
     yield Table("Methods", ["method", "description"], descriptions)
-    series = [Series(m, _marked(results, row), color_of(m)) for m, row in results.accuracy.items()]
-    plot = interval_plot(series, "accuracy (0.5: chance)", mark=0.5)
+    series = {m: _marked(results, row) for m, row in results.accuracy.items()}
+    plot = interval_plot(series, "accuracy (0.5: chance)", 0.5, lambda method, _: color_of(method))
     yield Plots("Accuracy of each method by task", {"": plot})
     columns = [*results.accuracy.values(), *results.paired.values()]
     rows = [
@@ -106,18 +106,16 @@ def _marked(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(results: Results) -> Iterator[Content]:
-    rows = results.paired.items()
-    series = [Series(pair, _marked(results, row), color_of(pair.removeprefix("dmoerm - "))) for pair, row in rows]
-    plot = interval_plot(series, "difference of accuracy", mark=0)
+    series = {pair: _marked(results, row) for pair, row in results.paired.items()}
+    plot = interval_plot(series, "difference of accuracy", 0, lambda pair, _: color_of(pair.removeprefix("dmoerm - ")))
     yield Plots("Difference between dmoerm and each other method by task", {"": plot})
 
 
 def capability_contents(tasks: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Content]:
     """Show task → capability → accuracy of its expert: a plot of each task and a heat map."""
     label, color = "accuracy of the expert (0.5: chance)", color_of("dmoerm")
-    yield Plots(
-        "Capability accuracy", {t: interval_plot([Series(t, row, color)], label, 0.5) for t, row in tasks.items()}
-    )
+    plots = {task: interval_plot({task: row}, label, 0.5, lambda *_: color) for task, row in tasks.items()}
+    yield Plots("Capability accuracy", plots)
     names = sorted({name for row in tasks.values() for name in row})
     rows = [
         [name, *(estimate_number(e, 2 * e.value - 1) if (e := row.get(name)) else "" for row in tasks.values())]
@@ -191,11 +189,8 @@ def _routing(metrics: Mapping[str, float | None]) -> Iterator[Content]:
     yield Table("Rewards of the training prompts, held out", ["rewards", "loss", "accuracy"], rows)
 
 
-def calibration_contents(methods: Mapping[str, CalibrationResult], drawn: Iterable[str]) -> Iterator[Content]:
-    """Show method → calibration: a plot of the methods `drawn`, and a table of all methods."""
-    kept = {method: methods[method] for method in drawn if method in methods}
-    yield "Points on the dotted line are perfectly calibrated. The size of a point is its share of the pairs."
-    yield Plots("Reliability of win probabilities", {"": reliability_plot(kept)} if kept else {})
+def calibration_contents(methods: Mapping[str, CalibrationResult]) -> Iterator[Content]:
+    """Show method → calibration."""
     rows = [[method_name(m), *numbers(result, ece=".3f", pairs="")] for m, result in methods.items()]
     yield Table("Expected calibration error over human-ordered pairs (0 is best)", ["method", "ECE", "pairs"], rows)
     specs = {"low": ".2f", "high": ".2f", "pairs": "", "confidence": ".3f", "accuracy": ".3f"}
