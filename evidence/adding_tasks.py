@@ -20,7 +20,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _keep_steps(earlier: Path, folder: Path) -> set[str]:
 
 
 @torch.no_grad()
-def _continued(head: Head, examples: Examples, vectors: dict[str, Tensor], seed: int) -> Head:
+def _continued(head: Head, examples: Examples, vectors: Mapping[str, Tensor], seed: int) -> Head:
     """Return the head after training on these examples, pulled toward its weights before."""
     scale = head.normalizer.scale
     (pairs,) = linear_pairs(examples, lambda e: vectors[e.key], scale, [None], seed)

@@ -37,6 +37,16 @@ class Figure:
         """Return the figure of a stored difference."""
         return cls(scale * row["value"], scale * row["low"], scale * row["high"], digits)
 
+    @classmethod
+    def single(cls, value: float, digits: int = 1) -> Figure:
+        """Return the figure of a number without an interval."""
+        return cls(value, value, value, digits)
+
+
+Figures = Callable[[Any], Mapping[str, Figure]]
+"""Maps the results to labeled figures, in the order of the table."""
+Check = Callable[[Figure], bool]
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -44,14 +54,13 @@ class Claim:
 
     Attributes:
         source: name of the results file; its command reproduces the figures.
-        figures: the results → label of a figure → figure; the order is that of the table.
         holds: whether a figure agrees with the sentence.
     """
 
     sentence: str
     source: str
-    figures: Callable[[Any], Mapping[str, Figure]]
-    holds: Callable[[Figure], bool]
+    figures: Figures
+    holds: Check
 
     def row(self, files: Files) -> list[str]:
         """Return the claim's cells of the table. Raise `ValueError` if the figures do not agree with the sentence."""
@@ -77,28 +86,27 @@ def level(figure: Figure) -> bool:
     return figure.low <= 0 <= figure.high
 
 
-def at_least(value: float) -> Callable[[Figure], bool]:
+def at_least(value: float) -> Check:
     """Return a check that a figure is not below a value."""
     return lambda figure: figure.value >= value
 
 
-def at_most(value: float) -> Callable[[Figure], bool]:
+def at_most(value: float) -> Check:
     """Return a check that a figure is not above a value."""
     return lambda figure: figure.value <= value
 
 
-def over(method: str, *conditions: str, column: str = "mean") -> Callable[[Any], Mapping[str, Figure]]:
-    """Return DMoERM minus a method, in points of accuracy, under these conditions of a comparison (none: all)."""
+def over(method: str, *conditions: str) -> Figures:
+    """Return DMoERM minus a method, in points of accuracy, under these conditions of a comparison, or under all."""
 
     def figures(results: Any) -> Mapping[str, Figure]:
         rows = results["conditions"]
-        paired = {name: rows[name]["paired"][f"dmoerm - {method}"][column] for name in conditions or rows}
-        return {name: Figure.of(row, 100) for name, row in paired.items()}
+        return {n: Figure.of(rows[n]["paired"][f"dmoerm - {method}"]["mean"], 100) for n in conditions or rows}
 
     return figures
 
 
-def over_each(condition: str, *methods: str) -> Callable[[Any], Mapping[str, Figure]]:
+def over_each(condition: str, *methods: str) -> Figures:
     """Return DMoERM minus each of these methods under a condition, in points of accuracy."""
     return lambda results: {method: over(method, condition)(results)[condition] for method in methods}
 
@@ -115,76 +123,75 @@ def over_best(results: Any) -> Mapping[str, Figure]:
     return figures
 
 
-def best_of_n_over(method: str) -> Callable[[Any], Mapping[str, Figure]]:
-    """Return the gold of DMoERM's choice minus that of a method's, at the largest n."""
-
-    def figures(results: Any) -> Mapping[str, Figure]:
-        rows = sorted(results["conditions"].items())
-        ends = {name: row["at_the_end"]["all"][f"dmoerm - {method}"] for name, row in rows}
-        return {name: Figure.of(row, digits=2) for name, row in ends.items()}
-
-    return figures
+def best_of_n_over(method: str) -> Figures:
+    """Return the gold of DMoERM's choice minus the gold of a method's choice, at the largest n."""
+    return lambda results: {
+        name: Figure.of(condition["at_the_end"]["all"][f"dmoerm - {method}"], digits=2)
+        for name, condition in sorted(results["conditions"].items())
+    }
 
 
-def policies_over(method: str, label: str, beta: str = "0") -> Callable[[Any], Mapping[str, Figure]]:
-    """Return the gold at the end of policies optimized against DMoERM minus that against a method; `beta` weighs KL."""
+def policies_over(method: str, label: str, beta: str = "0") -> Figures:
+    """Return the final gold of policies optimized against DMoERM minus that against a method; `beta` weighs KL."""
     return lambda results: {label: Figure.of(results["paired"]["noisy"][f"dmoerm - {method} ({beta})"], digits=2)}
 
 
-def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
+def seconds_over_plain(*works: str) -> Figures:
     """Return the time of a scoring work, where one plain reward model takes 1."""
 
     def figures(results: Any) -> Mapping[str, Figure]:
         rows = {row["work"]: row for row in results["rows"] if row["peer"] == "plain"}
-        ratios = {work: rows[work]["ours_s"] / rows[work]["peer_s"] for work in works}
-        return {work: Figure(ratio, ratio, ratio, 2) for work, ratio in ratios.items()}
+        return {work: Figure.single(rows[work]["ours_s"] / rows[work]["peer_s"], 2) for work in works}
 
     return figures
 
 
-def cell(column: str, label: str, text: str, *rows: str) -> Callable[[Any], Mapping[str, Figure]]:
-    """Return the figures of a column of a stored table, by `text` with the entry of another column (no rows: all)."""
+def cell(column: str, label: str, text: str, *rows: str) -> Figures:
+    """Return the figures of a column of a stored table, by `text` with the entry of another column.
+
+    An entry is `value (low to high)` or a single number; the page shows as many decimals. `rows` selects entries.
+    """
 
     def figures(results: Any) -> Mapping[str, Figure]:
         (table,) = results["tables"].values()
-        entries = {row[label]: row[column] for row in table if not rows or row[label] in rows}
-        return {text.format(name): _parsed(entry) for name, entry in entries.items()}
+        found: dict[str, Figure] = {}
+        for row in table:
+            if not rows or row[label] in rows:
+                numbers = re.findall(r"[-+]?\d+(?:\.\d+)?", row[column])
+                value, low, high = map(float, numbers if len(numbers) == 3 else 3 * numbers[:1])
+                found[text.format(row[label])] = Figure(value, low, high, len(numbers[0].partition(".")[2]))
+        return found
 
     return figures
-
-
-def _parsed(text: str) -> Figure:
-    """Parse `value (low to high)` or a single number; the page shows as many decimals."""
-    numbers = re.findall(r"[-+]?\d+(?:\.\d+)?", text)
-    value, low, high = map(float, numbers if len(numbers) == 3 else 3 * numbers[:1])
-    return Figure(value, low, high, len(numbers[0].partition(".")[2]))
 
 
 def coin_flips(results: Any) -> Mapping[str, Figure]:
     """Return the accuracy with coin flips as capability labels minus that of one model per task, in points."""
     means = {name: row["accuracy"] for name, row in results["conditions"].items()}
     points = {n: 100 * (m["shuffled"]["mean"]["value"] - m["per_task"]["mean"]["value"]) for n, m in means.items()}
-    return {name: Figure(value, value, value) for name, value in points.items()}
+    return {name: Figure.single(value) for name, value in points.items()}
 
 
 def label_loss(results: Any) -> Mapping[str, Figure]:
     """Return DMoERM's accuracy with a tenth of the overall labels minus that with all, in points."""
-    means = {name: row["accuracy"]["dmoerm"]["mean"]["value"] for name, row in results["conditions"].items()}
-    value = 100 * (means["tenth"] - means["all"])
-    return {"tenth": Figure(value, value, value)}
+    tenth, every = (results["conditions"][name]["accuracy"]["dmoerm"]["mean"]["value"] for name in ("tenth", "all"))
+    return {"tenth": Figure.single(100 * (tenth - every))}
+
+
+def _claims(figures: Figures, holds: Check, **sentences: str) -> list[Claim]:
+    """Return a claim about each results file, which the keyword names."""
+    return [Claim(sentence, source, figures, holds) for source, sentence in sentences.items()]
 
 
 CLAIMS = (
-    Claim(
-        "More accurate than one reward model for all tasks: five tasks with human labels (773 prompts, 5 seeds)",
-        "compare_human",
+    *_claims(
         over("general"),
         above,
-    ),
-    Claim("… eighteen tasks (2,915 prompts, 5 seeds)", "compare_human_all", over("general"), above),
-    Claim("… testbed, by a gold reward (653 prompts, 5 seeds)", "compare_testbed", over("general"), above),
-    Claim(
-        "… nine tasks, a test set that was run once (1,080 prompts, 3 seeds)", "compare_final", over("general"), above
+        compare_human="More accurate than one reward model for all tasks: five tasks with human labels (773 "
+        "prompts, 5 seeds)",
+        compare_human_all="… eighteen tasks (2,915 prompts, 5 seeds)",
+        compare_testbed="… testbed, by a gold reward (653 prompts, 5 seeds)",
+        compare_final="… nine tasks, a test set that was run once (1,080 prompts, 3 seeds)",
     ),
     Claim(
         "… than fine-tuned ensembles, WARM and UMM-RM: testbed, noisy labels (70 prompts, one seed)",
@@ -213,15 +220,14 @@ CLAIMS = (
     ),
     Claim("… kinds of helpfulness, which overlap (5 seeds)", "routed_kinds_helpfulness", over_best, at_least(-0.35)),
     Claim("… kinds of instructions, which overlap (5 seeds)", "routed_kinds_instructions", over_best, at_least(-0.3)),
-    Claim(
-        "The mean is at most half a point below one model per task (`per_task`): five tasks",
-        "compare_human",
+    *_claims(
         over("per_task"),
         at_least(-0.5),
+        compare_human="The mean is at most half a point below one model per task (`per_task`): five tasks",
+        compare_human_all="… eighteen tasks",
+        compare_explanations="… explanations (1,408 prompts, 5 seeds)",
+        compare_testbed="… testbed",
     ),
-    Claim("… eighteen tasks", "compare_human_all", over("per_task"), at_least(-0.5)),
-    Claim("… explanations (1,408 prompts, 5 seeds)", "compare_explanations", over("per_task"), at_least(-0.5)),
-    Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
     Claim(
         "**Below** one model per task on the test set that was run once: the router confuses two of nine tasks",
         "compare_final",
@@ -229,15 +235,14 @@ CLAIMS = (
         below,
     ),
     Claim("… and below `all_labels`", "compare_final", over("all_labels"), below),
-    Claim(
-        "Level with one model per task on the same labels (`all_labels`): five tasks",
-        "compare_human",
+    *_claims(
         over("all_labels"),
         level,
+        compare_human="Level with one model per task on the same labels (`all_labels`): five tasks",
+        compare_human_all="… eighteen tasks",
+        compare_explanations="… explanations",
+        compare_testbed="… testbed",
     ),
-    Claim("… eighteen tasks", "compare_human_all", over("all_labels"), level),
-    Claim("… explanations", "compare_explanations", over("all_labels"), level),
-    Claim("… testbed", "compare_testbed", over("all_labels"), level),
     Claim(
         "With a tenth of the overall labels and all capability labels, above one model per task (`per_task`): five "
         "tasks (609 prompts, 3 seeds)",
@@ -257,8 +262,7 @@ CLAIMS = (
         coin_flips,
         at_least(-0.5),
     ),
-    Claim("… testbed", "compare_testbed", coin_flips, at_least(-0.65)),
-    Claim("… eighteen tasks", "compare_human_all", coin_flips, at_least(-0.65)),
+    *_claims(coin_flips, at_least(-0.65), {"compare_testbed": "… testbed", "compare_human_all": "… eighteen tasks"}),
     Claim(
         "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "
         "prompts, 5 seeds)",

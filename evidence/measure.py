@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,11 @@ def interleaved(works: Sequence[Callable[[], object]], runs: int) -> list[float]
         for work, seconds in zip(works, times, strict=True):
             start = time.perf_counter()
             work()
-            synchronize()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # a GPU's kernels run after the call has returned
             if turn:
                 seconds.append(time.perf_counter() - start)
     return [statistics.median(each) for each in times]
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one, to finish its queued work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def row(work: str, peer: str, ours_s: float, peer_s: float, runs: int) -> Row:
@@ -54,7 +49,7 @@ def write(name: str, command: str, rows: Sequence[Row], **more: Any) -> None:
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def table(figures: Sequence[dict[str, str]]) -> Table:
+def table(figures: Sequence[Mapping[str, str]]) -> Table:
     """Return the figures as a table of the terminal."""
     result = Table(*figures[0])
     for row in figures:
@@ -70,16 +65,12 @@ def digest(texts: Sequence[str]) -> str:
 def facts() -> dict[str, Any]:
     """Return the versions, processor, number of threads and date of the measurement."""
     names = ("torch", "transformers", "peft")
+    file = Path("/proc/cpuinfo")
+    processor = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
+    name = processor[1] if processor else platform.machine()
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else name,
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def processor() -> str:
-    """Return the processor's name, or its architecture if the system does not report a name."""
-    file = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
-    return match[1] if match else platform.machine()

@@ -6,7 +6,7 @@ python -m evidence.speed.gpu          prints the rows and writes results/gpu.jso
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +15,7 @@ from dmoerm.model.backbone import bundled_backbone
 from evidence.measure import Row, write
 from evidence.speed.scoring import SHAPES, contest, measure_shape
 
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "qwen3_0.6b": {
         "model_type": "qwen3",
         "hidden_size": 1024,
@@ -48,8 +48,13 @@ def main() -> None:
     rows: list[Row] = []
     shares: dict[str, float] = {}
     for name, settings in BACKBONES.items():
-        with tempfile.TemporaryDirectory() as root:
-            each = contest(random_backbone(settings, Path(root)), torch.bfloat16, branch_layer(settings), "cuda")
+        with tempfile.TemporaryDirectory() as folder:
+            with torch.device("cuda"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.bfloat16)
+            model.save_pretrained(folder)
+            del model
+            AutoTokenizer.from_pretrained(str(bundled_backbone())).save_pretrained(folder)
+            each = contest(folder, torch.bfloat16, settings["num_hidden_layers"] * 4 // 5, "cuda")
         for shape in SHAPES:
             shape_rows, share = measure_shape(each, shape)
             shares[f"{name}_{shape_rows[0]['work']}"] = share
@@ -57,21 +62,6 @@ def main() -> None:
         del each
         torch.cuda.empty_cache()
     write("gpu", "python -m evidence.speed.gpu", rows, share_of_machine=shares)
-
-
-def branch_layer(settings: dict) -> int:
-    """Return four fifths of the number of layers."""
-    return settings["num_hidden_layers"] * 4 // 5
-
-
-def random_backbone(settings: dict, folder: Path, device: str = "cuda") -> str:
-    """Save a backbone of this shape with random weights and the bundled tokenizer to `folder`; return its path."""
-    config = AutoConfig.for_model(**settings)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(bundled_backbone())).save_pretrained(folder)
-    return str(folder)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def main() -> None:
     write("labels", command, [], tables=tables, experts_on_people=experts, bias=BIAS)
 
 
-def at_noise(noise: float, config: Config, groups: list[Group], root: Path) -> dict[str, Any]:
+def at_noise(noise: float, config: Config, groups: Sequence[Group], root: Path) -> dict[str, Any]:
     """Measure one judge's labels against gold, and the experts trained on them."""
     with served(groups, noise) as url:
         labels = label_questions(shuffled_questions(groups, url), url, root / f"{noise}.sqlite")
@@ -79,15 +79,16 @@ def at_noise(noise: float, config: Config, groups: list[Group], root: Path) -> d
     return row
 
 
-def hard_agreement(labels: list[CapabilityLabel], gold: list[Group]) -> float:
+def hard_agreement(labels: list[CapabilityLabel], gold: Sequence[Group]) -> float:
     """Return the agreement on all pairs that gold orders; pairs that are left out count half, as a guess would."""
     by_id = {group.id: group for group in gold}
     agreements = []
     for label in labels:
-        first, second = (by_id[label.group].capabilities[label.capability][i] for i in (label.first, label.second))
-        if first != second:
+        grades = by_id[label.group].capabilities[label.capability]
+        difference = (grades[label.first] or 0) - (grades[label.second] or 0)  # gold grades are never None
+        if difference:
             p = label.hard if label.consistent else 0.5
-            agreements.append(0.5 if p in (None, 0.5) else float((p > 0.5) == (first > second)))
+            agreements.append(0.5 if p is None or p == 0.5 else float((p > 0.5) == (difference > 0)))
     return statistics.fmean(agreements)
 
 
@@ -105,12 +106,12 @@ def expert_accuracy(config: Config, output: Path, labels: dict[str, Any]) -> flo
 class Annotator:
     """The opinion of a judge that observes the gold grades with noise."""
 
-    def __init__(self, groups: list[Group], noise: float) -> None:
+    def __init__(self, groups: Sequence[Group], noise: float) -> None:
         self.noise = noise
         self.above: dict[tuple[str, str], dict[str, float]] = {}
         for group in map(gold_group, groups):
             for i, j in itertools.permutations(range(len(group.responses)), 2):
-                above = {name: float(grades[i]) - float(grades[j]) for name, grades in group.capabilities.items()}
+                above = {name: (grades[i] or 0) - (grades[j] or 0) for name, grades in group.capabilities.items()}
                 self.above[group.responses[i], group.responses[j]] = above
 
     def __call__(self, capability: str, first: str, second: str) -> float:
@@ -127,7 +128,7 @@ def normal(*parts: str) -> float:
 
 
 @contextlib.contextmanager
-def served(groups: list[Group], noise: float) -> Iterator[str]:
+def served(groups: Sequence[Group], noise: float) -> Iterator[str]:
     """Run a judge in another process and yield its URL."""
     context = multiprocessing.get_context("fork")
     address: Any = context.Queue()
@@ -140,13 +141,13 @@ def served(groups: list[Group], noise: float) -> Iterator[str]:
         process.join()
 
 
-def _serve(groups: list[Group], noise: float, address: Any) -> None:
+def _serve(groups: Sequence[Group], noise: float, address: Any) -> None:
     with FakeJudge(opinion=Annotator(groups, noise)) as judge:
         address.put(judge.url)
         time.sleep(3600)
 
 
-def shuffled_questions(groups: list[Group], url: str) -> list[Question]:
+def shuffled_questions(groups: Sequence[Group], url: str) -> list[Question]:
     """Return the questions on a random sample of pairs."""
     question_format = QuestionFormat(load_taxonomy("paper-en"))
     shuffled = list(all_pairs(groups))

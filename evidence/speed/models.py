@@ -10,7 +10,7 @@ ensemble     k such models
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,12 +29,11 @@ from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model
 
 TASK = "task"
+BUDGET = 8192  # tokens of a pass
 
 
-def ours(
-    backbone: str, dtype: str, k: int, branch_layer: int, tasks: int = 1, *settings: str, device: str = "cpu"
-) -> DMoERM:
-    """Build a model with k LoRA experts per task (rank 16 on q and v) and the paper's aggregator over embeddings.
+def ours(backbone: str, dtype: str, k: int, branch_layer: int, *settings: str, device: str = "cpu") -> DMoERM:
+    """Build a model of one task with k LoRA experts (rank 16 on q and v) and the paper's aggregator over embeddings.
 
     Args:
         settings: further settings of the run, such as `phase3.inputs=both`.
@@ -53,25 +52,23 @@ def ours(
     )
     capabilities = {f"c{i}": {"title": f"c{i}", "rubric": "A benchmark's capability."} for i in range(k)}
     task = {"title": "task", "description": "A benchmark's task.", "capabilities": capabilities}
-    names = [TASK, *(f"{TASK}{i}" for i in range(1, tasks))]
-    taxonomy = Taxonomy.model_validate({"name": "bench", "language": "en", "tasks": dict.fromkeys(names, task)})
+    taxonomy = Taxonomy.model_validate({"name": "bench", "language": "en", "tasks": {TASK: task}})
     model = build_model(config, taxonomy)
     generator = torch.Generator().manual_seed(0)
-    for name in names:
-        for layer in lora_layers(model.task_model(name).experts).values():
-            layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.02)
+    for layer in lora_layers(model.task_model(TASK).experts).values():
+        layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.02)
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: str = TASK) -> list[float]:
+def score(model: DMoERM, queries: Sequence[Encoded]) -> list[float]:
     """Return the rewards of all responses, in order of the queries."""
     rewards_by_query: dict[int, list[float]] = {}
     with torch.inference_mode():
-        for rows in model.passes(queries, budget):
+        for rows in model.passes(queries, BUDGET):
             ids = pack_ids([queries[i] for i in rows]).to(model.device)
             hidden = model.hidden(ids)
             model.route(ids, hidden)
-            rewards = [answer["reward"] for answer in model.rewards(hidden, [Choice.of(task)] * len(rows))]
+            rewards = [answer["reward"] for answer in model.rewards(hidden, [Choice.of(TASK)] * len(rows))]
             for q, owner in enumerate(ids.packing.owner):
                 rewards_by_query.setdefault(rows[owner], []).append(rewards[q])
     return [reward for i in range(len(queries)) for reward in rewards_by_query[i]]
@@ -109,11 +106,11 @@ def sequences(queries: Sequence[Encoded]) -> list[Tensor]:
     return [torch.tensor([*query.prompt, *ids]) for query in queries for ids in query.responses]
 
 
-def padded_batches(rows: Sequence[Tensor], budget: int = 8192) -> list[tuple[Tensor, Tensor]]:
-    """Batch sequences of similar length, right-padded, with at most `budget` tokens per batch including padding."""
+def padded_batches(rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Batch sequences of similar length, right-padded, with at most `BUDGET` tokens per batch including padding."""
     batches: list[list[Tensor]] = [[]]
     for row in sorted(rows, key=len, reverse=True):
-        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > budget:
+        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > BUDGET:
             batches.append([])
         batches[-1].append(row)
     return [(ids, mask.long().to(ids.device)) for ids, mask in map(pad, batches)]
@@ -125,12 +122,12 @@ def last_tokens(states: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def peft_loop(model: PeftModel, rows: Sequence[Tensor], budget: int = 8192) -> list[Tensor]:
+def peft_loop(model: PeftModel, rows: Sequence[Tensor]) -> list[Tensor]:
     """Run each adapter in turn over all batches; return the embeddings batch by batch."""
     embeddings = []
     for name in list(model.peft_config):
         model.set_adapter(name)
-        for ids, mask in padded_batches(rows, budget):
+        for ids, mask in padded_batches(rows):
             embeddings.append(last_tokens(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
     return embeddings
 
@@ -150,14 +147,10 @@ def peft_mixed(model: PeftModel, rows: Sequence[Tensor]) -> Tensor:
     return last_tokens(model(input_ids=ids, attention_mask=mask, adapter_names=names).last_hidden_state, mask)
 
 
-def plainly(models: Sequence[nn.Module], rows: Sequence[Tensor], budget: int = 8192) -> Callable[[], None]:
-    """Return a function that runs a plain reward model, or an ensemble of them, over all batches."""
-
-    @torch.inference_mode()
-    def work() -> None:
-        for model in models:
-            model.config.pad_token_id = 0  # pyright: ignore
-            for ids, mask in padded_batches(rows, budget):
-                model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))  # pyright: ignore
-
-    return work
+@torch.inference_mode()
+def plainly(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> None:
+    """Run a plain reward model, or an ensemble of them, over all batches."""
+    for model in models:
+        model.config.pad_token_id = 0  # pyright: ignore
+        for ids, mask in padded_batches(rows):
+            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))  # pyright: ignore

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from dmoerm.data.readers import read_groups
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
-from evidence.measure import Row, interleaved, row, synchronize, write
+from evidence.measure import Row, interleaved, row, write
 from evidence.speed.models import (
     adapters,
     one_by_one,
@@ -101,7 +100,13 @@ def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]
     model = contests[-1].kinds["experts"]
     groups = read_groups(str(file)).groups[:HH_GROUPS]
     queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
-    rows = [hh_row(each, queries[:: len(queries) // HH_SAMPLE]) for each in contests]
+    timed = queries[:: len(queries) // HH_SAMPLE]
+    rows: list[Row] = []
+    for each in contests:
+        works = [functools.partial(score, each.kinds["experts"], timed)]
+        works.append(functools.partial(peft_loop, each.peft, sequences(timed)))
+        ours_s, peer_s = interleaved(works, HH_RUNS)
+        rows.append(row(f"hh_rlhf_{len(timed)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS))
     start = time.perf_counter()
     score(model, queries)
     return rows, {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
@@ -111,7 +116,7 @@ def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = 
     """Build DMoERM and its peers on the same weights."""
     name = str(dtype).removeprefix("torch.")
     kinds = {
-        kind: ours(backbone, name, K, branch_layer, 1, *settings, device=device)
+        kind: ours(backbone, name, K, branch_layer, *settings, device=device)
         for kind, settings in KINDS.items()
         if kind != "frozen"
     }
@@ -120,7 +125,7 @@ def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = 
     plain = plain_model(backbone, dtype).to(device)
     layers = round(FROZEN_SHARE * plain.config.num_hidden_layers)  # pyright: ignore
     settings = (*KINDS["frozen"], f"backbone.num_layers={layers}")
-    kinds["frozen"] = ours(backbone, name, K, layers - 4, 1, *settings, device=device)
+    kinds["frozen"] = ours(backbone, name, K, layers - 4, *settings, device=device)
     return Contest(kinds, adapters(kinds["experts"], dtype), plain, dtype)
 
 
@@ -131,8 +136,8 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     texts = [ids.to(device) for ids in sequences([query])]
     work = "p{}_n{}_r{}_{}".format(*shape, each.short)
     peers = {
-        "plain": plainly([each.plain], texts),
-        "ensemble": plainly([each.plain] * K, texts),
+        "plain": functools.partial(plainly, [each.plain], texts),
+        "ensemble": functools.partial(plainly, [each.plain] * K, texts),
         "peft_loop": functools.partial(peft_loop, each.peft, texts),
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
         "one_by_one": functools.partial(one_by_one, each.peft, texts),
@@ -151,18 +156,6 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     reached = share(each.kinds["experts"], query, seconds["experts"], each.dtype)
     print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", reached, flush=True)
     return rows, reached
-
-
-def hh_row(each: Contest, queries: Sequence[Encoded]) -> Row:
-    """Time the queries in the contest's precision."""
-    ours_s, peer_s = interleaved(
-        [
-            functools.partial(score, each.kinds["experts"], queries),
-            functools.partial(peft_loop, each.peft, sequences(queries)),
-        ],
-        HH_RUNS,
-    )
-    return row(f"hh_rlhf_{len(queries)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS)
 
 
 def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
@@ -190,16 +183,10 @@ def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> 
 
 def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
     """Return the median seconds of a matrix product (rows, width) × (width, out)."""
-    x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
-    x, layer = x.to(device), layer.to(device)
-    times: list[float] = []
+    x = torch.randn(rows, width, dtype=dtype).to(device)
+    layer = nn.Linear(width, out, bias=False, dtype=dtype).to(device)
     with torch.inference_mode():
-        for _ in range(30):
-            start = time.perf_counter()
-            layer(x)
-            synchronize()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return interleaved([lambda: layer(x)], 30)[0]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
 from evidence import testbed
-from evidence.measure import row, write
+from evidence.measure import interleaved, row, write
 from evidence.speed.models import TASK, ours
 
 CLIENTS, TEXTS, ROUNDS, LATENCIES = 32, 128, 3, 400
@@ -44,7 +43,7 @@ def main() -> None:
         ours(str(bundled_backbone()), "float32", 5, 24).save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
         with server(folder) as (url, process):
-            figures = asyncio.run(measure(model, queries, url, process.pid, minutes))
+            figures = measure(model, queries, url, process.pid, minutes)
     write("serving", f"python -m evidence.speed.serving {minutes:g}", **figures)
 
 
@@ -77,32 +76,31 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.wait()
 
 
-async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
+def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
     """Measure the rates in turns, then latency at half of that load, then memory under full load."""
-    times: list[tuple[float, float]] = []
-    difference = 0.0
-    for turn in range(ROUNDS + 1):
-        started = time.perf_counter()
-        offline = [scores[0].reward for scores in model.score_queries(queries)]
-        middle = time.perf_counter()
-        online, _ = await closed_loop(url, queries)
-        ended = time.perf_counter()
-        difference = max(difference, *(abs(a - b) for a, b in zip(offline, online, strict=True)))
-        if turn:  # the first turn warms up
-            times.append((ended - middle, middle - started))
-    served, engine = (statistics.median(each) for each in zip(*times, strict=True))
+    rewards: dict[str, list[float]] = {}
+
+    def online() -> None:
+        rewards["online"] = asyncio.run(closed_loop(url, queries))[0]
+
+    def offline() -> None:
+        rewards["offline"] = [scores[0].reward for scores in model.score_queries(queries)]
+
+    served, engine = interleaved([online, offline], ROUNDS)
     rate = len(queries) / served
-    _, waited = await closed_loop(url, [*queries, *queries], CLIENTS // 2)
-    latency = {"half_the_clients": quantiles(waited), "at_random": quantiles(await open_loop(url, queries, rate / 2))}
-    memory = await hold(url, queries, pid, minutes)
+    difference = max(abs(a - b) for a, b in zip(rewards["offline"], rewards["online"], strict=True))
+    waits = {
+        "half_the_clients": asyncio.run(closed_loop(url, [*queries, *queries], CLIENTS // 2))[1],
+        "at_random": asyncio.run(open_loop(url, queries, rate / 2)),
+    }
     tokens = sum(model.encoder.encode(query).tokens for query in queries)
     return {
         "rows": [row(f"{CLIENTS}_clients_{TEXTS}_texts_fp32", "offline", served, engine, ROUNDS)],
         "requests_a_second": round(rate, 1),
         "tokens_a_text": round(tokens / len(queries)),
         "largest_difference": float(f"{difference:.1e}"),
-        "latency_at_half_the_load_s": latency,
-        "memory_mib": memory,
+        "latency_at_half_the_load_s": {name: quantiles(seconds) for name, seconds in waits.items()},
+        "memory_mib": hold(url, queries, pid, minutes),
     }
 
 
@@ -141,22 +139,17 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": round(float(median), 3), "p99": round(float(p99), 3), "ratio": round(float(p99 / median), 2)}
 
 
-async def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:
-    """Return the server's resident memory after a tenth of the time and at its end, and the growth."""
-    started, sizes = time.perf_counter(), []
+def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:
+    """Return the server's resident memory in MiB after a tenth of the time and at its end, and the growth."""
+    started, sizes = time.perf_counter(), list[tuple[float, float]]()
     while (passed := (time.perf_counter() - started) / 60) < minutes:
-        await closed_loop(url, queries)
-        sizes.append((passed, resident(pid)))
+        asyncio.run(closed_loop(url, queries))
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        sizes.append((passed, round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)))
     if not sizes:
         return {}
-    late = [size for passed, size in sizes if passed >= minutes / 10] or [sizes[-1][1]]
-    return {"after_a_tenth": late[0], "at_the_end": late[-1], "growth": round(late[-1] / late[0] - 1, 4)}
-
-
-def resident(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+    first, last = next((size for passed, size in sizes if passed >= minutes / 10), sizes[-1][1]), sizes[-1][1]
+    return {"after_a_tenth": first, "at_the_end": last, "growth": round(last / first - 1, 4)}
 
 
 async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[float, float]:

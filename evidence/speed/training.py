@@ -24,7 +24,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from dmoerm.config import load_config
 from dmoerm.data.readers import read_groups
@@ -68,8 +69,8 @@ def main() -> None:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
         return
     rows = [r for task, file in FILES.items() for r in all_steps(task, folder / file)]
-    times = [sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s")]
-    rows.append(row("phase2_both_files_at_that_rate", "trl", *times, RUNS))
+    ours_s, peer_s = (sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s"))
+    rows.append(row("phase2_both_files_at_that_rate", "trl", ours_s, peer_s, RUNS))
     write("training", "python -m evidence.speed.training", rows)
 
 
@@ -197,6 +198,7 @@ def trl_trainer(pairs: list[dict[str, list[int]]], folder: Path) -> RewardTraine
         processing_class=tokenizer,
         peft_config=lora,
     )
+    assert trainer.model is not None
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
