@@ -262,7 +262,7 @@ CLAIMS = (
         coin_flips,
         at_least(-0.5),
     ),
-    *_claims(coin_flips, at_least(-0.65), {"compare_testbed": "… testbed", "compare_human_all": "… eighteen tasks"}),
+    *_claims(coin_flips, at_least(-0.65), compare_testbed="… testbed", compare_human_all="… eighteen tasks"),
     Claim(
         "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "
         "prompts, 5 seeds)",

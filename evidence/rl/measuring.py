@@ -24,7 +24,6 @@ from evidence.rl.sampling import (
     log_probabilities,
     raw_rewards,
     sample,
-    sampling_settings,
 )
 from evidence.testbed import gold_reward
 
@@ -125,11 +124,9 @@ class Meter:
         """Measure the model in float32, without changing it or the training's random numbers; return figures."""
         self._policy.load_state_dict(model.state_dict())
         policy, reference = self._policy.to(model.device), self._reference.to(model.device)
-        temperature = self.settings.temperature
-        generation = sampling_settings(self.tokenizer, self.settings.max_new_tokens, temperature)
         with isolated_randomness(step):
-            samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, generation)
-        ratios = [log_probabilities(scored, samples, temperature) for scored in (policy, reference)]
+            samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, self.settings)
+        ratios = [log_probabilities(scored, samples, self.settings.temperature) for scored in (policy, reference)]
         point = self._point(step, samples, divergence(*ratios))
         self.points.append(point)
         write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
@@ -156,9 +153,7 @@ class Meter:
             gold_error=float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
             gold_by_task={task: float(np.mean(values)) for task, values in sorted(by_task.items())},
             gold_per_token=slope_within([prompt.task or "" for prompt in self.prompts], lengths, gold),
-            kl=kl.kl,
-            kl_error=kl.kl_error,
-            kl_k3=kl.kl_k3,
+            **kl._asdict(),
             length=float(np.mean(lengths)),
             ended=float(np.mean([response.ended for response in samples])),
             distinct=len(set(texts)) / len(texts),

@@ -35,7 +35,6 @@ from evidence.rl.sampling import (
     measure_scale,
     raw_rewards,
     sample,
-    sampling_settings,
 )
 from evidence.testbed import TASKS
 from evidence.testbed import prompts as testbed_items
@@ -151,9 +150,8 @@ def _scale(
     if file.is_file():
         return Scale.model_validate_json(file.read_text(encoding="utf-8"))
     prompts, count = train[: settings.scale_prompts], settings.generations
-    generation = sampling_settings(tokenizer, settings.max_new_tokens, settings.temperature)
     with isolated_randomness(_FIXED_SEED):
-        samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, generation)
+        samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, settings)
     by_sample = [prompt for prompt in prompts for _ in range(count)]
     scale = measure_scale(raw_rewards(reward, by_sample, [s.text for s in samples], 0), count)
     write_file(file, scale.model_dump_json(indent=1) + "\n")

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -285,7 +286,7 @@ def _fine_tune(
         model=model,
         args=arguments,
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
-        data_collator=lambda batch: _padded(batch, int(tokenizer.pad_token_id)),  # pyright: ignore[reportArgumentType]
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # pads ids and labels
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -299,15 +300,3 @@ def last_checkpoint(folder: Path) -> str | None:
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
-
-
-def _padded(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
-    """Return a batch padded on the right, (B, L) each."""
-    longest = max(len(row["input_ids"]) for row in batch)
-    filled = lambda name, value: torch.tensor([r[name] + [value] * (longest - len(r[name])) for r in batch])  # noqa: E731
-    lengths = torch.tensor([[len(row["input_ids"])] for row in batch])
-    return {
-        "input_ids": filled("input_ids", pad),
-        "labels": filled("labels", -100),
-        "attention_mask": (torch.arange(longest) < lengths).long(),
-    }

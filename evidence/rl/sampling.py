@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dmoerm.errors import TrainingError, shorten
@@ -27,8 +28,8 @@ from dmoerm.schema import Prompt, Query, is_empty
 from dmoerm.scores import group_by_prompt
 from evidence.rl.policy import RLConfig
 
-_SAMPLED_ROWS, _SCORED_ROWS = 128, 32  # most responses of one batch
-_LOGITS = 2**26  # most logits in memory at once
+_SAMPLED_ROWS, _SCORED_ROWS = 128, 32  # maximum of responses in a batch
+_LOGITS = 2**26  # maximum of logits in memory
 
 
 @dataclass(frozen=True)
@@ -55,67 +56,55 @@ def isolated_randomness(seed: int) -> Iterator[None]:
         yield
 
 
-def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float) -> dict[str, Any]:
-    """Return arguments of `GenerationConfig` for sampling from the policy without truncation or penalty."""
-    return {
-        "do_sample": True,
-        "temperature": temperature,
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "max_new_tokens": max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-
-
 @torch.no_grad()
 def sample(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, settings: dict[str, Any]
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, settings: RLConfig
 ) -> list[Sample]:
-    """Sample `count` responses to each prompt, in the order of the prompts, with torch's global generator."""
+    """Sample `count` responses to each prompt without truncation or penalty, with torch's global generator."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=settings.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=end,
+        num_return_sequences=count,
+    )
     samples: list[Sample] = []
     rows = max(_SAMPLED_ROWS // count, 1)
     for start in range(0, len(prompts), rows):
         batch = tokenizer(list(prompts[start : start + rows]), padding=True, return_tensors="pt").to(model.device)
-        config = GenerationConfig(**settings, num_return_sequences=count)
         ids = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :].tolist()
         for row, response in enumerate(ids):
             mask = batch["attention_mask"][row // count].bool()
-            samples.append(_sample(tokenizer, batch["input_ids"][row // count][mask].tolist(), response))
+            ended = end in response
+            kept = response[: response.index(end) + 1] if ended else response
+            text = str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
+            samples.append(Sample(batch["input_ids"][row // count][mask].tolist(), kept, text, ended))
     return samples
-
-
-def _sample(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: list[int]) -> Sample:
-    end = tokenizer.eos_token_id
-    ended = end in response
-    kept = response[: response.index(end) + 1] if ended else response  # pyright: ignore[reportArgumentType]
-    return Sample(prompt, kept, str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), ended)
 
 
 @torch.no_grad()
 def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
     """Return, for each sample, the log-probability of every token of its response: float32, on the CPU."""
-    length = lambda i: len(samples[i].prompt) + len(samples[i].response)  # noqa: E731
-    order, scores = sorted(range(len(samples)), key=length), {}  # similar lengths together, to pad little
-    rows = min(_SCORED_ROWS, max(_LOGITS // (length(order[-1]) * model.config.vocab_size), 1))
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
-        scores |= dict(zip(batch, _log_probabilities(model, [samples[i] for i in batch], temperature), strict=True))
-    return [scores[i] for i in range(len(samples))]
+    longest = max(len(s.prompt) + len(s.response) for s in samples)
+    rows = min(_SCORED_ROWS, max(_LOGITS // (longest * model.config.vocab_size), 1))
+    scores: list[Tensor] = []
+    for start in range(0, len(samples), rows):
+        batch = samples[start : start + rows]
+        texts = [torch.tensor(s.prompt + s.response) for s in batch]
+        ids = pad_sequence(texts, batch_first=True).to(model.device)  # (R, L), padded on the right
+        mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True).to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float() / temperature
+        chosen = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].cpu()  # (R, L - 1)
+        scores += [row[len(s.prompt) - 1 :][: len(s.response)] for row, s in zip(chosen, batch, strict=True)]
+    return scores
 
 
-def _log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
-    texts = [torch.tensor(s.prompt + s.response) for s in samples]
-    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(model.device)  # (R, L); padding is masked
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True).to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float() / temperature
-    chosen = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].cpu()  # (R, L - 1)
-    return [row[len(s.prompt) - 1 :][: len(s.response)] for row, s in zip(chosen, samples, strict=True)]
-
-
-@dataclass(frozen=True)
-class Divergence:
+class Divergence(NamedTuple):
     """Estimates of KL(policy ‖ reference) in nats per response, from samples of the policy.
 
     Attributes:
@@ -192,15 +181,12 @@ def raw_rewards(
                     f"{shorten(query.prompt)} is {value}; fix the reward model, or lower its learning rate"
                 )
         by_index |= dict(zip(members, map(float, values), strict=True))
-    empty = _empty_reward(list(by_index.values()), scale)
-    return [by_index.get(index, empty) for index in range(len(texts))]
-
-
-def _empty_reward(rewards: Sequence[float], scale: Scale | None) -> float:
-    """Return the reward of an empty response: one standard deviation below all others."""
+    given = list(by_index.values())
     if scale is not None:
-        return min([*rewards, scale.lowest]) - scale.std
-    return min(rewards) - float(np.std(rewards) or 1.0) if rewards else 0.0
+        empty = min([*given, scale.lowest]) - scale.std
+    else:
+        empty = min(given) - float(np.std(given) or 1.0) if given else 0.0
+    return [by_index.get(index, empty) for index in range(len(texts))]
 
 
 def measure_scale(rewards: Sequence[float], count: int) -> Scale:

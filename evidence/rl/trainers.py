@@ -1,4 +1,4 @@
-"""TRL's trainers without work that a run does not need, and PPO. The module requires TRL, so a run imports it late.
+"""TRL's trainers, and PPO with a critic. The module requires TRL, so a run imports it late.
 
 Shapes: B responses, T tokens of the longest response.
 """
@@ -18,62 +18,8 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from evidence.rl.policy import PPO_UPDATES
 
-_LOGITS = 2**26  # most logits of a batch; for more, TRL's method computes them in chunks
-
-
-class _Savings:
-    """Converts weights to bfloat16 once per batch for sampling, and computes logits of the response's tokens only."""
-
-    def _generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.args.bf16):
-            return super()._generate_single_turn(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _get_per_token_logps_and_entropies(
-        self: Any, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        """Return log-probabilities of the last `logits_to_keep` tokens, (B, logits_to_keep), and zeros as entropies.
-
-        TRL's method also computes the logits of the prompts' tokens, and computes them again in the backward pass; on a
-        small model this is half of the training time.
-        """
-        if len(input_ids) * logits_to_keep * model.config.vocab_size > _LOGITS:
-            scored = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
-            return scored(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
-        with self.accelerator.autocast():
-            logits = model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=logits_to_keep + 1
-            ).logits
-        targets = input_ids[:, -logits_to_keep:, None]
-        scores = (logits[:, :-1].float() / self.temperature).log_softmax(-1).gather(-1, targets)[..., 0]
-        return scores, torch.zeros_like(scores), None
-
-
-class FrugalGRPO(_Savings, GRPOTrainer):
-    """TRL's GRPO with these savings."""
-
-
-class FrugalRLOO(_Savings, RLOOTrainer):
-    """TRL's RLOO with these savings, and with one pass fewer if `beta` is 0.
-
-    A batch is used for one update, so the policy that sampled it is the policy that is updated: the old
-    log-probabilities equal the new ones and need no extra pass. A KL penalty needs that pass.
-    """
-
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        if self.beta == 0.0 and not torch.is_grad_enabled():
-            return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
-        scores = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-        if self.beta == 0.0:
-            self._updated["old_logps"] = (scores[0].detach() * self._updated["completion_mask"]).sum(1)
-        return scores
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        self._updated = inputs
-        return super()._compute_loss(model, inputs)
+CRITIC_RATE = 5.0
+"""The critic's learning rate over the policy's."""
 
 
 class Critic(nn.Module):
@@ -92,7 +38,7 @@ class Critic(nn.Module):
         return self.head(states[:, -tokens - 1 : -1].float())[..., 0]
 
 
-class PPO(_Savings, GRPOTrainer):
+class PPO(GRPOTrainer):
     """Proximal policy optimization (arXiv 1707.06347): TRL's sampling and clipped loss, with a critic's advantages.
 
     The reward of a token is −beta · (log π − log π_ref), and that of the last token also has the response's reward.
@@ -122,7 +68,8 @@ class PPO(_Savings, GRPOTrainer):
             values = self._values(batch)
         advantages = generalized_advantages(rewards, values, mask)
         self._train_critic(batch, values, advantages + values, mask)
-        batch["advantages"] = _normalized(advantages, mask)
+        kept = advantages[mask.bool()]
+        batch["advantages"] = (advantages - kept.mean()) / (kept.std(correction=0) + 1e-8) * mask
         return batch
 
     def _values(self, batch: dict[str, Any]) -> Tensor:
@@ -162,10 +109,6 @@ class PPO(_Savings, GRPOTrainer):
             self._critic_optimizer.load_state_dict(state["optimizer"])
 
 
-CRITIC_RATE = 5.0
-"""The critic's learning rate over the policy's."""
-
-
 def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, decay: float = 0.95) -> Tensor:
     """Return the advantages of the tokens, (B, T): Σ_k (γλ)^k · (r + γ V' − V), k tokens later, with γ = 1.
 
@@ -183,15 +126,9 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, decay:
     return advantages
 
 
-def _normalized(values: Tensor, mask: Tensor) -> Tensor:
-    """Return values (B, T) with mean 0 and standard deviation 1 over the mask, and 0 outside."""
-    kept = values[mask.bool()]
-    return (values - kept.mean()) / (kept.std(correction=0) + 1e-8) * mask
-
-
 TRAINERS: dict[str, tuple[type[Any], type[Any]]] = {
-    "rloo": (FrugalRLOO, RLOOConfig),
-    "grpo": (FrugalGRPO, GRPOConfig),
+    "rloo": (RLOOTrainer, RLOOConfig),
+    "grpo": (GRPOTrainer, GRPOConfig),
     "ppo": (PPO, GRPOConfig),
 }
 """Algorithm → trainer and its configuration class."""

@@ -103,7 +103,7 @@ def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]
     timed = queries[:: len(queries) // HH_SAMPLE]
     rows: list[Row] = []
     for each in contests:
-        works = [functools.partial(score, each.kinds["experts"], timed)]
+        works: list[Callable[[], object]] = [functools.partial(score, each.kinds["experts"], timed)]
         works.append(functools.partial(peft_loop, each.peft, sequences(timed)))
         ours_s, peer_s = interleaved(works, HH_RUNS)
         rows.append(row(f"hh_rlhf_{len(timed)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_policy import count_t, tiny_settings
 
-from dmoerm.errors import ConfigError, TrainingError
+from dmoerm.errors import ConfigError
 from evidence.policies import _policy_run
 from evidence.rl import Point, RLConfig, Trajectory, draw_prompts, optimize
 from evidence.rl.measuring import slope_within
@@ -70,18 +70,6 @@ def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked,
     assert [point.step for point in again.points] == [0, 3, 6, 8]
     assert again == whole
     assert optimize(policy, None, asked, settings, tmp_path / "killed") == whole  # read, not run
-
-
-def test_a_reward_that_is_no_number_ends_the_run(policy, asked, tmp_path):
-    calls = 0
-
-    def failing(queries):
-        nonlocal calls
-        calls += 1
-        return [[float("nan")] * len(q.responses) for q in queries] if calls == 4 else count_t(queries)
-
-    with pytest.raises(TrainingError, match="step 2: the reward of response 0"):
-        optimize(policy, failing, asked, tiny_settings(steps=4), tmp_path)
 
 
 def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
@@ -150,8 +138,5 @@ def test_longer_responses_that_are_as_good_as_longer_ones_were_are_not_better() 
     assert found.gold_same_length(first) == 0.3
     assert found.gold_same_length(longer) == pytest.approx(0.3)
     assert trajectory(first, better).gold_same_length(better) == 0.5
-
-
-def test_the_results_of_a_run_have_gold_at_the_same_length() -> None:
-    run = _policy_run("noisy", "general", trajectory(point(0, 0.3, 50, 0.01), point(10, 0.5, 70, 0.5)))
-    assert [p.gold_same_length for p in run.points] == pytest.approx([0.3, 0.3])
+    run = _policy_run("noisy", "general", found)
+    assert [each.gold_same_length for each in run.points] == pytest.approx([0.3, 0.3])

@@ -13,15 +13,15 @@ from transformers import Trainer
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Message
 from evidence.rl import PolicyConfig, RLConfig, draw_prompts, make_policy
-from evidence.rl.policy import _padded, _rows, load_policy, render
-from evidence.rl.sampling import isolated_randomness, sample, sampling_settings
+from evidence.rl.policy import _rows, load_policy, render
+from evidence.rl.sampling import isolated_randomness, sample
 
 
 def share_that_ends(folder) -> float:
     model, tokenizer = load_policy(folder)
     prompts = [render(one.prompt) for one in draw_prompts(4)]
     with isolated_randomness(0):
-        samples = sample(model, tokenizer, prompts, 4, sampling_settings(tokenizer, 120, 1.0))
+        samples = sample(model, tokenizer, prompts, 4, RLConfig(max_new_tokens=120))
     return sum(one.ended for one in samples) / len(samples)
 
 
@@ -34,11 +34,9 @@ def test_fine_tuning_lowers_the_loss_and_teaches_the_end_token(policy, tmp_path)
 
 def test_the_loss_is_on_the_response_alone(policy):
     _, tokenizer = load_policy(policy)
-    rows = _rows(tokenizer, [("User: a question\nAssistant:", "An answer.")], TINY_POLICY)
-    batch = _padded([*rows, {"input_ids": [5], "labels": [5]}], 1)
-    told = batch["input_ids"][0][batch["labels"][0] != -100]
+    (row,) = _rows(tokenizer, [("User: a question\nAssistant:", "An answer.")], TINY_POLICY)
+    told = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert tokenizer.decode(told) == " An answer.<|end|>"
-    assert batch["attention_mask"].sum(1).tolist() == [len(rows[0]["input_ids"]), 1]
 
 
 def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
@@ -63,13 +61,6 @@ def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
     assert make_policy(config, tmp_path / "killed") == again
 
 
-@pytest.mark.slow
-def test_a_model_of_a_folder_is_used_as_it_is(policy, tmp_path):
-    folder = make_policy(PolicyConfig(path=str(policy), epochs=0), tmp_path)
-    for ours, theirs in zip(load_policy(folder)[0].parameters(), load_policy(policy)[0].parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"policy\.path.*is not a causal language model"):
         make_policy(PolicyConfig(path=str(tmp_path)), tmp_path)
@@ -85,24 +76,12 @@ def test_a_conversation_keeps_its_roles():
     ("kind", "changes"),
     [
         (RLConfig, {"generations": 1}),
-        (RLConfig, {"algorithm": "dpo"}),
         (RLConfig, {"beta": float("nan")}),
-        (RLConfig, {"learning_rate": 1e38}),
         (RLConfig, {"step": 3}),
         (PolicyConfig, {"hidden_size": 30, "heads": 4, "key_value_heads": 4}),
         (PolicyConfig, {"heads": 8, "key_value_heads": 3}),
-        (PolicyConfig, {"vocabulary": 100}),
     ],
 )
 def test_invalid_settings_are_refused(kind, changes):
     with pytest.raises(ValidationError):
         kind.model_validate(changes)
-
-
-@pytest.mark.parametrize("kind", [RLConfig, PolicyConfig])
-def test_every_field_is_documented(kind):
-    assert all(field.description for field in kind.model_fields.values())
-
-
-def test_other_settings_have_another_key():
-    assert PolicyConfig().key == PolicyConfig().key != PolicyConfig(seed=1).key

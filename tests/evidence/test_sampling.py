@@ -22,7 +22,6 @@ from evidence.rl.sampling import (
     measure_scale,
     raw_rewards,
     sample,
-    sampling_settings,
 )
 
 FIRST, SECOND = RLPrompt("chitchat", "one?"), RLPrompt(None, "two?")
@@ -32,7 +31,7 @@ PROMPTS = ["User: hello\nAssistant:", "User: tell me about the sea, at some leng
 def test_log_probabilities_do_not_depend_on_the_batch(policy):
     model, tokenizer = load_policy(policy)
     with isolated_randomness(1):
-        samples = sample(model, tokenizer, PROMPTS, 3, sampling_settings(tokenizer, 20, 1.0))
+        samples = sample(model, tokenizer, PROMPTS, 3, RLConfig(max_new_tokens=20))
     together = log_probabilities(model, samples, 0.7)
     for one, found in zip(samples, together, strict=True):
         assert len(found) == len(one.response)
@@ -43,21 +42,11 @@ def test_log_probabilities_are_those_of_sampling(policy):
     """The first token's frequencies over many samples are its probabilities."""
     model, tokenizer = load_policy(policy)
     with isolated_randomness(2):
-        samples = sample(model, tokenizer, PROMPTS[:1], 128, sampling_settings(tokenizer, 1, 1.0))
+        samples = sample(model, tokenizer, PROMPTS[:1], 128, RLConfig(max_new_tokens=1))
     chosen = torch.stack([row[0] for row in log_probabilities(model, samples, 1.0)])
     logits = model(torch.tensor([samples[0].prompt])).logits[0, -1].detach()
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     assert abs(float(-chosen.mean() - entropy)) < 0.6  # the mean surprise of samples is the entropy
-
-
-def test_random_numbers_outside_go_on():
-    torch.manual_seed(3)
-    expected = torch.rand(2)[1]
-    torch.manual_seed(3)
-    torch.rand(1)
-    with isolated_randomness(8):
-        torch.rand(5)
-    assert torch.rand(1)[0] == expected
 
 
 @given(st.lists(st.tuples(st.floats(-8, 0), st.floats(-8, 0)), min_size=1, max_size=20))
@@ -98,15 +87,17 @@ def test_an_empty_response_is_below_every_other():
     assert low == [-50.0, -53.0]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_names_step_and_response(value):
-    with pytest.raises(TrainingError, match=r"step 5: the reward of response 1, 'ill', to the prompt 'one\?' is"):
-        raw_rewards(lambda queries: [[0.0, value]], [FIRST] * 2, ["well", "ill"], 5)
-
-
-def test_too_few_rewards_are_refused():
-    with pytest.raises(TrainingError, match="1 rewards for 2 responses"):
-        raw_rewards(lambda queries: [[0.0]], [FIRST] * 2, ["a", "b"], 1)
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([0.0, float("nan")], r"step 5: the reward of response 1, 'ill', to the prompt 'one\?' is nan"),
+        ([float("inf"), 0.0], r"step 5: the reward of response 0, 'well', to the prompt 'one\?' is inf"),
+        ([0.0], "step 5: 1 rewards for 2 responses"),
+    ],
+)
+def test_a_reward_that_is_missing_or_no_number_names_step_and_response(rewards, message):
+    with pytest.raises(TrainingError, match=message):
+        raw_rewards(lambda queries: [rewards], [FIRST] * 2, ["well", "ill"], 5)
 
 
 def test_the_scale_is_not_moved_by_what_differs_between_prompts():
@@ -130,17 +121,11 @@ def test_what_is_optimized_does_not_depend_on_a_rewards_unit(factor, shift):
 
 @pytest.mark.parametrize(("algorithm", "step"), [("rloo", 4), ("ppo", 1)])
 def test_a_response_that_breaks_off_has_a_lower_reward(algorithm, step):
-    steps = []
     settings = RLConfig(algorithm=algorithm, missing_eos_penalty=0.7)
     asked = TRLReward(count_t, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
     ended, cut, empty = asked(["t t", "t t", ""], [0] * 3, SimpleNamespace(global_step=3), [[9, 2], [9, 9], []])
     assert (ended, cut) == pytest.approx((0.5, 0.5 - 0.7))
     assert empty < cut
-
-    def failing(queries):
-        steps.append(queries)
-        return [[float("nan")] * len(query.responses) for query in queries]
-
-    asked = TRLReward(failing, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
+    asked.reward = lambda queries: [[float("nan")]]
     with pytest.raises(TrainingError, match=f"step {step}: the reward of response 0"):
         asked(["t"], [0], SimpleNamespace(global_step=3), [[2]])
