@@ -99,10 +99,8 @@ def generated(prompts: int, seed: int) -> Data:
 def condition_run(config: Config, name: str, changes: Changes, seed: int, prompts: int = 96) -> Config:
     """Return the settings of one condition and seed, with a folder of its own below `config.output`."""
     folder = Path(config.output) / name / f"seed{seed}"
-    settings = {"output": str(Path(config.output) / name)}
-    if config.storage is not None:
-        settings["storage"] = f"{config.storage.rstrip('/')}/{name}"
-    return prepared(seed_config(changed(config, settings), seed), changes, folder / "data", prompts)
+    named = changed(config, {"output": str(Path(config.output) / name)})
+    return prepared(seed_config(named, seed), changes, folder / "data", prompts)
 
 
 # --- label noise ---------------------------------------------------------------------------------------------------

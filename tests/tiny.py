@@ -111,19 +111,25 @@ def write_groups(groups: Iterable[Group], path: Path) -> str:
     return str(path)
 
 
+HEADS: dict[str, Any] = {"base": "frozen", "phase2": {"fit": "exact"}}
+"""The changes to the settings of a tiny run whose branches stay as pretrained, and whose experts are heads."""
+
+
 def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
     """Return settings of a run that takes seconds: `tiny_groups`, fully trained branches, LoRA experts of rank 2."""
     step = {"epochs": 2, "learning_rate": 1e-3, "evaluations": 2}
     own_router = changes.get("router", {}).get("kind") == "own"  # the other is fitted exactly
+    base = {"fit": "exact"} if changes.get("base") == "frozen" else step
+    heads = changes.get("phase2") == {"fit": "exact"}
     settings: dict[str, Any] = {
         "output": str(folder / "run"),
         "cache": str(folder / "cache"),
         "data": {"files": [write_groups(tiny_groups(), folder / "groups.jsonl")]},
         "backbone": {"path": backbone, "branch_layer": 2, "dtype": "float32"},
         "router": {**step, "epochs": 10, "learning_rate": 1e-2} if own_router else {},
-        "phase0": step,
-        "phase1": step,
-        "phase2": {**step, "epochs": 1, "evaluations": 1, "lora": {"rank": 2}},
+        "phase0": base,
+        "phase1": base,
+        "phase2": {} if heads else {**step, "epochs": 1, "evaluations": 1, "lora": {"rank": 2}},
         "phase3": step | ({} if changes.get("phase3", {}).get("inputs") == "scores" else {"hidden": 8}),
     }
     return Config.model_validate(merge(settings, changes))
@@ -131,8 +137,7 @@ def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
 
 def make_exact_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
     """Return the settings of a tiny run of the form of `frozen`: heads fitted exactly, weighted out-of-fold scores."""
-    settings = make_tiny_config(backbone, folder).model_dump(mode="json")
-    settings |= {"base": "frozen"} | {name: {"fit": "exact"} for name in ("phase0", "phase1", "phase2")}
+    settings = make_tiny_config(backbone, folder, **HEADS).model_dump(mode="json")
     settings |= {"phase3": {"fit": "exact", "base_scores": ["per_task", "general", "all_labels"]}}
     return Config.model_validate(merge(settings, changes))
 

@@ -201,7 +201,7 @@ dmoerm train fast --set backbone.path=answerdotai/ModernBERT-base --set encoding
 
 `phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT
 lists for it, or its layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has
-none: set `phase2.lora.rank` to 0. A name that you set and that no linear layer of the branch has is an error.
+none: set `phase2.fit` to `exact`. A name that you set and that no linear layer of the branch has is an error.
 
 ## Start from a reward model
 
@@ -209,7 +209,7 @@ A backbone may be a reward model itself: a `ForSequenceClassification` model wit
 such as Skywork-Reward-V2. Then the general model starts from its head: before training its scores are the reward
 model's, with the general model's calibration. With `fit: trained`, training continues from there.
 With `fit: exact`, the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
-needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
+needs `encoding.pooling` `both` or `last`, all layers, and a padding token that does not end a turn,
 since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
 
 A reward model with another head, such as the pooler and `classifier` of DeBERTa, is refused;

@@ -60,10 +60,7 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
     """Train a run with other settings or data beside the comparison's runs."""
     config = context.run.config
     context.console.print(f"  {name}", highlight=False)
-    folders = {"output": str(context.folder / name)}
-    if config.storage is not None:
-        folders["storage"] = f"{config.storage.rpartition('/')[0]}/{name}"
-    config = prepared(changed(config, folders), settings, context.folder / name / "data")
+    config = prepared(changed(config, {"output": str(context.folder / name)}), settings, context.folder / name / "data")
     run = train(config, Console(quiet=True))
 
     def score_all(queries: Sequence[Query]) -> list[list[float]]:

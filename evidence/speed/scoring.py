@@ -55,7 +55,7 @@ HH_GROUPS, HH_SAMPLE, HH_RUNS = 500, 10, 3
 KINDS = {
     "experts": ("phase3.inputs=embeddings",),
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
-    "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2.lora={rank: 0}"),
+    "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2={fit: exact}"),
     "frozen": ("extends=frozen", "phase2={fit: exact}", "phase3={fit: exact}"),
 }
 FROZEN_SHARE = 2 / 3  # of the backbone's layers that the recipe `frozen` runs

@@ -131,7 +131,6 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "LoRA of rank 10¹²": edit(lora__rank=10**12),
     "LoRA of rank 10⁷": edit(lora__rank=10**7),
     "an aggregator 10¹² wide": edit(aggregator__hidden=10**12),
-    "a head 10⁹ wide": edit(head__hidden=10**9),
     "40,000 capabilities": edit(tasks={"chitchat": [f"c{i}" for i in range(40_000)]}),
     "settings nested deeply": put("config.json", "[" * 200_000),
     "a backbone nested deeply": put("config.json", _DEEP),

@@ -94,7 +94,7 @@ class Saving(Workload):
         self.models = [workspace.root / name for name in ("first", "second")]
         for model, seed in zip(self.models, (2, 5), strict=True):
             folder = workspace.subfolder(f"settings-{seed}")
-            config = make_tiny_config(str(workspace.root / "backbone"), folder, head={"hidden": seed})
+            config = make_tiny_config(str(workspace.root / "backbone"), folder, phase3={"hidden": seed})
             make_model(config).save_pretrained(model)
 
     @contextlib.contextmanager

@@ -34,7 +34,6 @@ _SETTINGS = {
     "phase1": _STEP,
     "phase2": {**_STEP, "lora": {"rank": 2, "dropout": 0.2}},
     "phase3": {**_STEP, "dropout": 0.2},
-    "head": {"dropout": 0.1},
 }
 
 

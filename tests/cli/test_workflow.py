@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 from sample_results import read_results
-from tiny import make_tiny_config, tiny_groups, write_groups
+from tiny import HEADS, make_tiny_config, tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -28,10 +28,7 @@ def run(*arguments: object, stdin: bytes | None = None) -> Any:
 def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `dmoerm train` has filled; `said` beside it is what it wrote on the screen."""
     folder = tmp_path_factory.mktemp("workflow")
-    penalty = {"l2": 10.0}  # with it, heads have a posterior
-    config = make_tiny_config(
-        tiny_backbone, folder, base="frozen", phase0=penalty, phase1=penalty, phase2={"lora": {"rank": 0}}
-    )
+    config = make_tiny_config(tiny_backbone, folder, **HEADS)
     (folder / "mine.yaml").write_text(dump_config(config))
     result = run("train", folder / "mine.yaml", "--set", "seed=1")
     assert result.exit_code == 0, result.output
@@ -54,7 +51,7 @@ def test_train_leaves_model_results_report_and_card(trained: Path) -> None:
 
 def test_truncated_texts_are_counted_in_what_train_prints_and_writes(tiny_backbone: str, tmp_path: Path) -> None:
     encoding = {"max_length": 40, "truncation": "keep_both"}
-    config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}}, encoding=encoding)
+    config = make_tiny_config(tiny_backbone, tmp_path, **HEADS, encoding=encoding)
     (tmp_path / "mine.yaml").write_text(dump_config(config))
     result = run("train", tmp_path / "mine.yaml")
     assert result.exit_code == 0, result.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from tiny import tiny_groups
+from tiny import HEADS, tiny_groups
 
 from dmoerm.config import Config, dump_config
 
@@ -34,7 +33,7 @@ def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def test_train_on_ray_leaves_a_run(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    config, file = tiny_config(base="frozen", phase2={"lora": {"rank": 0}}), tmp_path / "mine.yaml"
+    config, file = tiny_config(**HEADS), tmp_path / "mine.yaml"
     file.write_text(dump_config(config))
     run("train", file, "--engine", "ray")
     assert (Path(config.output) / "report.html").exists()
@@ -95,22 +94,6 @@ def rows_of(store: Any, path: str) -> list[dict[str, Any]]:
 def manifest(store: Any, path: str) -> list[str]:
     with store.open(f"{path}/manifest.json", "rb") as file:
         return [part["part"] for part in json.load(file)["parts"]]
-
-
-def test_finished_steps_may_lie_in_an_object_store(
-    tiny_config: Callable[..., Config], tmp_path: Path, bucket: str
-) -> None:
-    """A second machine, which has nothing of the run but its settings, trains no step again."""
-    config, file = tiny_config(base="frozen", phase2={"lora": {"rank": 0}}), tmp_path / "mine.yaml"
-    file.write_text(dump_config(config))
-    command_line = ("train", file, "--no-eval", "--set", f"storage={bucket}/run")
-    run(*command_line, "--engine", "ray")
-    steps = [name for name in fsspec.filesystem("s3").find(f"{bucket}/run/steps") if name.endswith(".safetensors")]
-    assert len(steps) == len(list(Path(config.output).rglob("steps/**/state.safetensors"))) > 3
-    sums = (Path(config.output) / "model" / "SHA256SUMS").read_text()
-    shutil.rmtree(config.output)
-    run(*command_line)
-    assert (Path(config.output) / "model" / "SHA256SUMS").read_text() == sums
 
 
 def test_ray_writes_a_folder(tmp_path: Path) -> None:

@@ -136,13 +136,6 @@ def test_what_cannot_be_compared_is_refused(config: Config, tmp_path: Path) -> N
         compare_methods(config, ())
 
 
-def test_each_run_has_a_separate_storage(config: Config) -> None:
-    stored = changed(config, {"storage": "s3://bucket/kept/"})
-    assert [seed_config(stored, seed).storage for seed in (0, 1)] == [
-        f"s3://bucket/kept/seed{s}/dmoerm" for s in (0, 1)
-    ]
-
-
 @pytest.mark.slow
 def test_models_with_trained_branches(tiny_backbone: str, tmp_path: Path) -> None:
     config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.io.storage import Mirror, complete_at, exists, matching, open_binary, remove_leftovers_at, version
+from dmoerm.io.storage import complete_at, exists, matching, open_binary, remove_leftovers_at, version
 
 
 @pytest.fixture(params=["memory", "file", "path", "s3"])
@@ -93,68 +93,3 @@ def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(ConfigError, match=r"strange://a/b: .*correct the URL"):
         exists("strange://a/b")
-
-
-# --- mirrors -------------------------------------------------------------------------------------------------------
-
-
-def step(folder: Path, state: str = "weights") -> Path:
-    done = folder / "steps" / "phase1" / "chat"
-    done.mkdir(parents=True)
-    (done / "metrics.json").write_text("{}")
-    (done / "state.safetensors").write_text(state)
-    return done
-
-
-def test_a_folder_goes_from_one_machine_to_another(place: str, tmp_path: Path) -> None:
-    Mirror(place, tmp_path / "one").keep(step(tmp_path / "one"))
-    other = tmp_path / "other" / "steps" / "phase1" / "chat"
-    Mirror(place, tmp_path / "other").fetch(other, "state.safetensors")
-    assert {file.name: file.read_text() for file in other.iterdir()} == {
-        "metrics.json": "{}",
-        "state.safetensors": "weights",
-    }
-
-
-def test_a_folder_that_is_not_whole_is_not_fetched(place: str, tmp_path: Path) -> None:
-    write(f"{place}/steps/phase1/chat/metrics.json", "{}")
-    here = tmp_path / "one" / "steps" / "phase1" / "chat"
-    Mirror(place, tmp_path / "one").fetch(here, "state.safetensors")
-    assert not here.exists()
-
-
-def test_what_is_here_or_there_stays(place: str, tmp_path: Path) -> None:
-    first, other = step(tmp_path / "one"), step(tmp_path / "other", "others")
-    Mirror(place, tmp_path / "one").keep(first)
-    Mirror(place, tmp_path / "other").fetch(other)
-    assert (other / "state.safetensors").read_text() == "others"
-    Mirror(place, tmp_path / "other").keep(other, "state.safetensors")
-    assert read(f"{place}/steps/phase1/chat/state.safetensors") == "weights"
-
-
-def test_a_single_file(place: str, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "config.yaml").write_text("seed: 0")
-    Mirror(place, tmp_path / "one").keep(tmp_path / "one" / "config.yaml")
-    Mirror(place, tmp_path / "other").fetch(tmp_path / "other" / "config.yaml")
-    assert (tmp_path / "other" / "config.yaml").read_text() == "seed: 0"
-
-
-def test_pruning_removes_what_is_not_here(place: str, tmp_path: Path) -> None:
-    mirror, folder = Mirror(place, tmp_path), tmp_path / "checkpoints" / "router"
-    for name in ("checkpoint-1", "checkpoint-2"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "process0.pt").write_text(name)
-        mirror.keep(folder / name)
-    (folder / "checkpoint-1" / "process0.pt").unlink()
-    mirror.prune(folder)
-    assert not exists(f"{place}/checkpoints/router/checkpoint-1/process0.pt")
-    assert exists(f"{place}/checkpoints/router/checkpoint-2/process0.pt")
-
-
-def test_without_a_storage_nothing_is_copied(tmp_path: Path) -> None:
-    mirror, done = Mirror(None, tmp_path), step(tmp_path)
-    mirror.keep(done)
-    mirror.fetch(tmp_path / "none")
-    mirror.prune(done)
-    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["metrics.json", "state.safetensors"]

@@ -401,7 +401,7 @@ def test_card_and_settings_survive_a_round_trip(tiny_model: Callable[..., DMoERM
 def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     copied: Path, tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
-    before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(head={"hidden": 3})
+    before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(phase3={"hidden": 3})
     beside = sorted(copied.parent.iterdir())
     monkeypatch.setattr(integrity, "save_file", full_disk_after(files))
     message = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 def test_a_new_model_replaces_the_old_model(
     copied: Path, saved: tuple[DMoERM, Path], tiny_model: Callable[..., DMoERM]
 ) -> None:
-    new = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
+    new = tiny_model(base="frozen", phase2={"fit": "exact"})
     new.save_pretrained(copied)
     assert not (copied / "tasks").exists()  # nothing of the old one is left
     assert rewards(DMoERM.from_pretrained(copied)) == pytest.approx(rewards(new))

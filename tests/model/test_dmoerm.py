@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import assert_same, make_model, make_tiny_config
+from tiny import HEADS, assert_same, make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError
@@ -26,7 +26,7 @@ PROMPTS = ["How are you?", "Tell me a long story about a fox and a hen. " * 3, "
 RESPONSES = [["Fine, and you?", "No."], ["Once upon a time.", "x " * 60, FORGERY], ["很好！"]]
 FORMS: dict[str, dict[str, Any]] = {
     "lora experts": {},
-    "frozen heads": {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "head": {"hidden": 4}},
+    "frozen heads": HEADS,
     "frozen, lora experts": {"base": "frozen"},
     "the paper's": {
         "backbone": {"branch_layer": 0},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.config import BackboneConfig, HeadConfig, LoRAConfig
+from dmoerm.config import BackboneConfig, LoRAConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model.backbone import branch_without_weights
 from dmoerm.model.experts import Experts, StackedLoRALinear, check_targets, lora_layers, lora_targets, with_experts
@@ -28,7 +28,7 @@ def inputs(model: Any) -> Packed:
 
 def random_experts(branch: Any, count: int, targets: tuple[str, ...], **lora: Any) -> Experts:
     names = [f"c{i}" for i in range(count)]
-    experts = Experts(branch, names, 64, LoRAConfig(rank=2, targets=targets, **lora), HeadConfig(), "both").eval()
+    experts = Experts(branch, names, 64, LoRAConfig(rank=2, targets=targets, **lora), "both").eval()
     for layer in lora_layers(experts).values():
         nn.init.normal_(layer.lora_B, std=0.5)
     return experts
@@ -83,7 +83,7 @@ def test_experts_share_the_branchs_weights(tiny_model: Callable[..., Any]) -> No
 
 def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
-    experts = Experts(model.general.branch, [], 64, LoRAConfig(rank=2), HeadConfig(), "both")
+    experts = Experts(model.general.branch, [], 64, LoRAConfig(rank=2), "both")
     z = experts.embed(inputs(model), torch.randn(3, 64))
     assert experts.score(z).shape == (3, 0)
 

@@ -22,7 +22,7 @@ from dmoerm.model.export import _tokenizer, check_classifier, export_classifier,
 
 TASK = "chitchat"
 LAST = {"encoding": {"pooling": "last"}}
-SCORES = {"phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "base_scores": ["per_task"]}}
+SCORES = {"phase2": {"fit": "exact"}, "phase3": {"inputs": "scores", "base_scores": ["per_task"]}}
 GENERAL_READ = make_tiny_config, LAST | SCORES | {"phase3": {"inputs": "scores"}}, TASK, "the general model"
 WITHOUT_DMOERM = """
 import json, sys

@@ -118,7 +118,7 @@ def test_the_longest_text_is_one_that_the_backbone_reads(
 ) -> None:
     encoding = {"template": "plain", "pooling": "last", "truncation": "keep_both"}
     changes: Any = {"backbone": {"branch_layer": None}, "router": {"kind": "own"}, "encoding": encoding}
-    changes |= {"phase2": {"lora": {"rank": 0}}}
+    changes |= {"phase2": {"fit": "exact"}}
     backbone = write_backbone(tmp_path / "backbone", kind, **settings)
     model = make_model(make_tiny_config(backbone, tmp_path, **changes))
     assert model.encoder.max_length == model.config.text_tokens == tokens

@@ -108,7 +108,7 @@ def test_weights_sum_to_1(row: list[float], temperature: float, weight: float, t
 
 @pytest.fixture(params=["frozen", "full"])
 def model(request: Any, tiny_backbone: str, tmp_path: Path) -> DMoERM:
-    changes: dict[str, Any] = {"base": "frozen", "phase2": {"lora": {"rank": 0}}} if request.param == "frozen" else {}
+    changes: dict[str, Any] = {"base": "frozen", "phase2": {"fit": "exact"}} if request.param == "frozen" else {}
     return make_model(make_tiny_config(tiny_backbone, tmp_path, **changes))
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.config import HeadConfig
 from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
 from dmoerm.training import batches
@@ -127,7 +126,7 @@ class Pooled(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in NAMES])
+        self.heads = HeadStack([Head(WIDTH) for _ in NAMES])
 
     def forward(self, inputs: Any, active: torch.Tensor | None) -> torch.Tensor:
         packing = inputs.packing

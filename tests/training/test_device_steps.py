@@ -13,7 +13,7 @@ from simulated_device import reference_kernel, to_device, using_device
 from tiny import make_model, make_tiny_config, write_backbone
 from torch import Tensor, nn
 
-from dmoerm.config import HeadConfig, LoRAConfig
+from dmoerm.config import LoRAConfig
 from dmoerm.model import flex_attention
 from dmoerm.model.attention import FORM_VARIABLE
 from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
@@ -41,7 +41,7 @@ def random(*shapes: tuple[int, ...], seed: int) -> list[Tensor]:
 
 def heads() -> HeadStack:
     torch.manual_seed(0)
-    return HeadStack([Head(WIDTH, HeadConfig()) for _ in NAMES])
+    return HeadStack([Head(WIDTH) for _ in NAMES])
 
 
 def heads_step(_: Any) -> tuple[nn.Module, list[PreferenceBatch]]:
@@ -170,20 +170,18 @@ def test_a_step_never_waits(
     backbone: dict[str, Any] = {"dtype": dtype}
     if kind == "fallback":
         backbone |= {"path": write_backbone(tmp_path / "gpt2", "gpt2"), "branch_layer": 0}
-    lora = {"rank": 0} if kind == "fallback" else {}
-    config = make_tiny_config(
-        tiny_backbone, tmp_path, backbone=backbone, router=own, phase2={"learning_rate": 0.1, "lora": lora}
-    )
+    rate, experts = {"learning_rate": 0.1}, {"fit": "exact"} if kind == "fallback" else {}
+    config = make_tiny_config(tiny_backbone, tmp_path, backbone=backbone, router=own, phase1=rate, phase2=experts)
     recipe = RECIPES[kind]
     module, parts = recipe(make_model(config))
     original = copy.deepcopy(module)
-    losses, gradients, weights = step(copy.deepcopy(module), parts, config.phase2)
+    losses, gradients, weights = step(copy.deepcopy(module), parts, config.phase1)
     with using_device() as traffic:
         to_device(module)
         moved = [part.to("sim:0") for part in parts]
         assert len(traffic.uploads) <= 4 * len(parts), traffic.uploads  # features, indices of tokens, integers, floats
         assert traffic.waits == []
-        on_device = step(module, moved, config.phase2)
+        on_device = step(module, moved, config.phase1)
         if kind in ("fallback", "own router"):  # transformers' forward asks whether its mask has padding
             assert len(traffic.waits) <= 2 * len(parts), traffic.waits
         elif kind == "offloaded":  # the layers' inputs alone cross to the CPU, and come back

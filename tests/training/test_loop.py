@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmoerm.config import BranchStepConfig, HeadConfig, TrainingConfig
+from dmoerm.config import BranchStepConfig, TrainingConfig
 from dmoerm.errors import CheckpointError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
@@ -36,9 +36,9 @@ def rows(count: int, seed: int, flipped: bool = False) -> list[PreferenceExample
     return [made(v, [Pair(0, 1) if sign * (v[0, 0] - v[1, 0]) > 0 else Pair(1, 0)]) for v in vectors]
 
 
-def head(seed: int = 0, **settings: Any) -> Head:
-    torch.manual_seed(seed)
-    return Head(WIDTH, HeadConfig(**settings))
+def head(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Dropout(dropout), Head(WIDTH)) if dropout else Head(WIDTH)
 
 
 def step(**changes: Any) -> tuple[BranchStepConfig, TrainingConfig]:
@@ -72,7 +72,7 @@ def fitted(
     return result
 
 
-def loss_of(scorer: Head, items: list[PreferenceExample]) -> float:
+def loss_of(scorer: nn.Module, items: list[PreferenceExample]) -> float:
     with torch.no_grad():
         return float(PreferenceLossModule(scorer)(*COLLATE(items)).loss)
 
@@ -201,12 +201,11 @@ def test_no_epochs_keep_the_start(tmp_path: Path) -> None:
 
 
 def test_frozen_parameters_and_statistics_stay(tmp_path: Path) -> None:
-    scorer = head(hidden=4)
-    scorer.hidden.requires_grad_(False)
+    scorer = nn.Sequential(nn.Linear(WIDTH, WIDTH).requires_grad_(False), head())
     start = copy.deepcopy(scorer)
     fitted(scorer, tmp_path)
     moved = {n for n, t in scorer.state_dict().items() if not torch.equal(t, start.state_dict()[n])}
-    assert moved == {"score.weight"}
+    assert moved == {"1.score.weight"}
 
 
 class Killed(BaseException):

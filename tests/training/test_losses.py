@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import make_model, make_tiny_config
 from torch import Tensor
 
-from dmoerm.config import HeadConfig, LoRAConfig
+from dmoerm.config import LoRAConfig
 from dmoerm.model.experts import lora_layers, with_experts
 from dmoerm.model.heads import Head
 from dmoerm.model.packing import pack
@@ -135,7 +135,7 @@ def experts(tiny_backbone: str, tmp_path: Any) -> ExpertStack:
     torch.manual_seed(0)
     for layer in lora_layers(branch).values():
         layer.lora_B.data = torch.randn(layer.lora_B.shape)
-    heads = HeadStack([Head(model.config.width, HeadConfig()).requires_grad_(True) for _ in NAMES])
+    heads = HeadStack([Head(model.config.width).requires_grad_(True) for _ in NAMES])
     return ExpertStack(branch, heads, base.pooling)
 
 

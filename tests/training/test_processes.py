@@ -44,7 +44,7 @@ def test_accelerate_reads_the_shipped_configs(file: Path) -> None:
 
 FORMS: dict[str, dict[str, Any]] = {
     "all weights": ENDS,
-    "frozen": {"base": "frozen", "training": END, "phase2": {"lora": {"rank": 0}}},
+    "frozen": {"base": "frozen", "training": END, "phase2": {"fit": "exact"}},
     "lora": {"base": "lora", "base_lora": LORA, **ENDS},
     "head first, uneven": {
         "training": {"batch_groups": 6, "gradient_accumulation": 2, **END},

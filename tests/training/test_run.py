@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import TRAINED, make_exact_config, make_tiny_config, tiny_groups, train_quietly, write_groups
+from tiny import HEADS, TRAINED, make_exact_config, make_tiny_config, tiny_groups, train_quietly, write_groups
 from tiny import assert_same as assert_same_scores
 from transformers import AutoConfig
 
@@ -32,7 +32,6 @@ from dmoerm.training.loop import Loop
 from dmoerm.training.run import build_model, graph, path_to
 from dmoerm.training.steps import Training
 
-HEADS = {"base": "frozen", "phase2": {"lora": {"rank": 0}}}
 TASKS = ("chitchat", "objective_qa")
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"base": "lora"},
@@ -122,7 +121,6 @@ RESUMABLE: dict[str, Any] = {
     "phase1": LONG,
     "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}},
     "phase3": {**LONG, "dropout": 0.2},
-    "head": {"dropout": 0.1},
 }
 
 

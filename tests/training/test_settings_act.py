@@ -180,7 +180,7 @@ def order(config: Config) -> Any:
 def places(config: Config) -> Any:
     run = begun_run(config)
     cache = open_cache(config, run.model)
-    return str(run.folder), str(cache.folder), cache._limit, vars(run.mirror), run.config.report_to
+    return str(run.folder), str(cache.folder), cache._limit, run.config.report_to
 
 
 def label_file(folder: Path) -> str:
@@ -208,9 +208,8 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "cache": ("other", places, {}),
     "cache_limit": (1.0, places, {}),
     "gradient_checkpointing": ("offload", base_branch, {"gradient_checkpointing": True}),
-    "storage": ("other", places, {}),
     "report_to": (["tensorboard"], places, {}),
-    "base": ("frozen", model, {}),
+    "base": ("lora", base_branch, {}),
     "base_lora.rank": (2, base_branch, LORA),
     "base_lora.alpha": (2.0, base_branch, LORA),
     "base_lora.dropout": (0.5, base_branch, LORA),
@@ -240,8 +239,6 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "encoding.max_length": (61, tokens, CUT | {"encoding.truncation": "keep_both"}),
     "encoding.truncation": ("keep_end", tokens, CUT),
     "encoding.pooling": ("last", model, {}),
-    "head.hidden": (4, model, {}),
-    "head.dropout": (0.5, model, {}),
     "router.kind": ("own", model, {}),
     "router.threshold": (0.9, model, {}),
     "phase1.phase1_fraction": (0.3, examples, {}),

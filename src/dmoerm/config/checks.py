@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 _PHASES = ("phase0", "phase1", "phase2", "phase3")
-_BRANCH = ("head_first", "head_learning_rate")
 
 
 def contradictions(config: Any) -> Iterator[str]:
@@ -23,14 +22,14 @@ def contradictions(config: Any) -> Iterator[str]:
         if exact[phase] and not frozen:
             hint = f"set {phase}.fit to trained, and {phase}.head_first to true for an exact start"
             yield f"{phase}.fit is exact but base is {config.base}, which trains more than heads; {hint}"
-    fits_heads = exact["phase0"] or exact["phase1"] or exact["phase2"]
-    fits_heads |= any(getattr(getattr(config, name), "head_first", False) for name in _PHASES)
-    if fits_heads and (config.head.hidden or config.head.dropout):
-        yield "exact fits need linear heads; set head.hidden and head.dropout to 0, or fit to trained"
+        if frozen and not exact[phase]:
+            yield f"{phase}.fit is trained but base is frozen: heads alone are fitted exactly; set {phase}.fit to exact"
+    if not lora and not exact["phase2"]:
+        yield "phase2.lora.rank is 0: heads alone are fitted exactly; set phase2.fit to exact, or a rank above 0"
     if exact["phase3"] and config.phase1.phase1_fraction:
         yield "phase3.fit is exact, which weights held-out scores of all groups: set phase1.phase1_fraction to 0"
-    if "all_labels" in config.phase3.base_scores and not (frozen and exact["phase1"]):
-        yield "phase3.base_scores has all_labels, which needs base: frozen and phase1.fit: exact"
+    if "all_labels" in config.phase3.base_scores and not frozen:
+        yield f"phase3.base_scores has all_labels, which needs base: frozen (got {config.base})"
     if config.backbone.quantization != "none" and (not frozen or config.router.kind == "own"):
         needs = "which needs frozen weights: base: frozen, router.kind: trunk"
         yield f"backbone.quantization is {config.backbone.quantization}, {needs}"
@@ -47,15 +46,9 @@ def _switched_off(config: Any, exact: dict[str, bool], frozen: bool, lora: int) 
     """Return reason → names of the settings that have no effect for that reason."""
     off: dict[str, list[str]] = {}
     if frozen:
-        heads = [phase for phase in ("phase0", "phase1") if not exact[phase]]
-        off["base is frozen: the step trains a head only"] = [f"{phase}.{name}" for phase in heads for name in _BRANCH]
-        if exact["phase1"]:
-            off["base is frozen and phase1.fit is exact: there is no start"] = ["warm_start"]
+        off["base is frozen: an exact fit has no start"] = ["warm_start"]
     if config.base != "lora":
         off[f"base is {config.base}; set base to lora"] = ["base_lora"]
-    if not lora and not exact["phase2"]:
-        names = [*_BRANCH, "lora.alpha", "lora.dropout", "lora.targets"]
-        off["phase2.lora.rank is 0: the step trains heads only"] = [f"phase2.{name}" for name in names]
     if frozen and not lora and config.router.kind == "trunk":
         off["no layers are trained, only heads"] = ["gradient_checkpointing"]
         if all(exact.values()):

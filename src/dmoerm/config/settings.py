@@ -159,15 +159,6 @@ class StepConfig(_Settings):
     """Evaluations without improvement after which the step stops. No effect with `metric_for_best_model: end`."""
 
 
-class HeadConfig(_Settings):
-    """The heads: maps from an embedding, normalized by the training part's statistics, to a score."""
-
-    hidden: Width = Field(default=0, ge=0)
-    """Width of the hidden layer; 0: linear."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout probability of the embedding's entries in training."""
-
-
 class RouterConfig(_Settings):
     """The outer layer, which assigns a task to a prompt."""
 
@@ -190,7 +181,7 @@ class LoRAConfig(_Settings):
     """Low-rank adapters of linear layers in the branch (arXiv 2106.09685)."""
 
     rank: Width = Field(default=32, ge=0)
-    """Rank of the adapters; 0: no adapters. `phase2` then refuses the other settings of this group."""
+    """Rank of the adapters, 1 or more. In a checkpoint whose experts are heads alone, it is 0."""
     alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
@@ -226,10 +217,10 @@ class BranchStepConfig(StepConfig):
     l2: float = Field(default=0.0, ge=0)
     """Penalty on the distance of the head from its initial weights: l2/2 · squared distance is added to the loss."""
     head_learning_rate: LearningRate | None = None
-    """Peak learning rate of the head; null: `learning_rate`. Refused in a step that trains a head only."""
+    """Peak learning rate of the head; null: `learning_rate`."""
     head_first: bool = False
     """Fit the head exactly on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054);
-    false: the head starts near zero, or from the phase before. Refused in a step that trains a head only."""
+    false: the head starts near zero, or from the phase before."""
 
 
 class Phase1Config(BranchStepConfig):
@@ -243,7 +234,7 @@ class ExpertConfig(BranchStepConfig):
     """Phase 2: one expert per capability."""
 
     lora: LoRAConfig = LoRAConfig()
-    """The LoRA of an expert; with rank 0 an expert is only a head."""
+    """The LoRA of an expert. Experts that are heads alone have `fit: exact`."""
 
 
 class AggregatorConfig(_Settings):
@@ -322,7 +313,7 @@ class Config(_Settings):
     """All settings of one run."""
 
     output: str = "runs/default"
-    """Folder of the run: steps, model, results."""
+    """Folder of the run: steps, model, results. With `--engine ray`, on a file system that the workers share."""
     seed: int = 0
     """Seed from which all random numbers are derived."""
     taxonomy: str | None = None
@@ -335,14 +326,12 @@ class Config(_Settings):
     gradient_checkpointing: bool | Literal["offload"] = False
     """Trained layers keep only their inputs for the backward pass, which computes each layer again: less memory, a
     third more time (LoRA: half). `offload`: the inputs are kept in the CPU's memory. The result is the same."""
-    storage: str | None = None
-    """Second location of finished steps and checkpoints, for workers that cannot reach `output`: a folder or an fsspec
-    URL, for example `s3://bucket/run`; null: `output` only."""
     ray: RayConfig = RayConfig()
     report_to: tuple[str, ...] = ()
     """Experiment trackers of accelerate, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
-    """Trained weights of a branch: `full` all of them, `lora` a LoRA that is merged later, `frozen` the head only."""
+    """Trained weights of a branch: `full` all of them, `lora` a LoRA that is merged later, `frozen` none: phases 0
+    and 1 fit heads and need `fit: exact`."""
     base_lora: LoRAConfig = LoRAConfig()
     """The LoRA of phases 0 and 1. Refused unless `base` is `lora`."""
     warm_start: bool = False
@@ -350,7 +339,6 @@ class Config(_Settings):
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     encoding: EncodingConfig = EncodingConfig()
-    head: HeadConfig = HeadConfig()
     training: TrainingConfig = TrainingConfig()
     router: Router = RouterConfig()
     phase0: Phase0 = BranchStepConfig()

@@ -1,6 +1,7 @@
 """Run the training graph on Ray: each step is a task that starts when the tasks it depends on have finished.
 
-A worker rebuilds the run, loads the results of those steps from the storage and trains its own step. If the worker or
+A worker rebuilds the run, loads the results of those steps from the run's folder, which all workers share, and trains
+its own step. If the worker or
 its node is lost, Ray restarts the task on another worker, and the step resumes from its last checkpoint. With
 `ray.workers_per_step`, the task has Ray Train start that many workers, which train the step as the processes of
 `accelerate launch` do.
@@ -8,9 +9,8 @@ its node is lost, Ray restarts the task on another worker, and the step resumes 
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..config import Config, changed
 from ..data.splits import Splits
 from ..errors import ClusterError, DmoermError
 from ..training.examples import Texts, examples_of
-from ..training.processes import TIMEOUT, barrier, broadcast, is_main
+from ..training.processes import TIMEOUT
 from ..training.progress import Progress
 from ..training.run import Step, check_batches, graph, path_to, prepare, run_steps
 from ..training.steps import Run, StepMetrics
@@ -76,8 +76,8 @@ def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any
 
 def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
     """Compute a share of the trunk's activations in a worker and store them in the cache, shared where possible."""
-    with _prepared(config, data) as run:
-        run.cache.fill(Texts(examples_of(run, data.train[share::of])))
+    run = _prepared(config, data)
+    run.cache.fill(Texts(examples_of(run, data.train[share::of])))
 
 
 def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:
@@ -86,9 +86,9 @@ def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | Non
     Args:
         _needed: results of the tasks that the step depends on; Ray waits for them.
     """
-    with _prepared(config, data) as run:
-        run_steps(run, data, path_to(name, graph(config, data.taxonomy)))
-        return run.metrics()[name]
+    run = _prepared(config, data)
+    run_steps(run, data, path_to(name, graph(config, data.taxonomy)))
+    return run.metrics()[name]
 
 
 class _WorkerLost(ClusterError):
@@ -136,21 +136,13 @@ def _cause(error: Any, name: str) -> Exception:
     return _WorkerLost(f"step {name}: a worker was lost: {reason}; run the command again to resume")
 
 
-@contextlib.contextmanager
-def _prepared(config: Config, data: Splits) -> Iterator[Run]:
-    """Prepare the run on a worker, in its folder; with a storage, in a temporary one that a step's workers share."""
-    folder = config.output
-    with tempfile.TemporaryDirectory() if config.storage and is_main() else contextlib.nullcontext() as temporary:
-        if config.storage:
-            folder = broadcast(temporary) or ""
-        yield prepare(config, data.taxonomy, Path(folder), Progress(quiet=True))
-        if config.storage:
-            barrier()  # before the main process removes the folder
+def _prepared(config: Config, data: Splits) -> Run:
+    return prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
 
 
 def reachable(config: Config) -> Config:
     """Return the settings with absolute paths, because a worker runs in another folder."""
-    paths = {name: getattr(config, name) for name in ("output", "cache", "storage")}
+    paths = {name: getattr(config, name) for name in ("output", "cache")}
     if Path(config.backbone.path).exists():  # else it is a name on the hub
         paths["backbone.path"] = config.backbone.path
     local = {name: path for name, path in paths.items() if path and "://" not in path}

@@ -146,12 +146,8 @@ class SeedResult:
 
 
 def seed_config(config: Config, seed: int) -> Config:
-    """Return the settings of one seed's run, which has a folder of its own in the output and the storage."""
-    name = f"seed{seed}/dmoerm"
-    settings: dict[str, Any] = {"seed": seed, "output": str(Path(config.output) / name)}
-    if config.storage is not None:
-        settings["storage"] = f"{config.storage.rstrip('/')}/{name}"
-    return changed(config, settings)
+    """Return the settings of one seed's run, which has a folder of its own in the output."""
+    return changed(config, {"seed": seed, "output": str(Path(config.output) / f"seed{seed}" / "dmoerm")})
 
 
 def measure_seed(config: Config, methods: Sequence[Method], console: Console) -> SeedResult:

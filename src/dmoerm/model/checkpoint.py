@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
-from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..config import AggregatorConfig, EncodingConfig, LoRAConfig
 from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
@@ -358,7 +358,7 @@ def _common(model: Mixture) -> dict[str, Any]:
     """Return name → value or digest of what all tasks of a model share."""
     config = model.config
     vocabulary = json.dumps([sorted(model.tokenizer.get_vocab().items()), model.tokenizer.chat_template])
-    settings = {"encoding": EncodingConfig, "head": HeadConfig, "lora": LoRAConfig, "aggregator": AggregatorConfig}
+    settings = {"encoding": EncodingConfig, "lora": LoRAConfig, "aggregator": AggregatorConfig}
     return {
         "trunk": digest(model.trunk, model.general.branch if config.shared_branch else None),
         "router": digest(model.router.language_model),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, PretrainedConfig
 
-from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..config import AggregatorConfig, EncodingConfig, LoRAConfig
 from ..errors import BackboneError, CheckpointError, did_you_mean, first_fault, shorten
 from ..names import check_name
 from .backbone import check_config
@@ -87,7 +87,7 @@ class DMoERMConfig(PretrainedConfig):
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
         routing: the fields of `Routing`, which training chooses.
-        encoding, head, lora, aggregator: fields of `EncodingConfig`, `HeadConfig`, `LoRAConfig`, `AggregatorConfig`.
+        encoding, lora, aggregator: fields of `EncodingConfig`, `LoRAConfig`, `AggregatorConfig`.
         pad_token_id: the tokenizer's; tools that pad batches read it here.
         history: the changes since training, each as the fields of a `ModelChange`.
     """
@@ -104,7 +104,6 @@ class DMoERMConfig(PretrainedConfig):
         backbone: dict[str, Any]
         routing: dict[str, Any]
         encoding: dict[str, Any]
-        head: dict[str, Any]
         lora: dict[str, Any]
         aggregator: dict[str, Any]
         history: list[dict[str, Any]]
@@ -181,7 +180,6 @@ class _StoredConfig(BaseModel):
     threshold: float = Field(default=0.5, ge=0, le=1)
     routing: Routing = Routing()
     encoding: dict[str, Any] = {}
-    head: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     aggregator: dict[str, Any] = {}
     history: list[ModelChange] = Field(default=[], max_length=4096)
@@ -217,7 +215,7 @@ def read_config(folder: Path) -> DMoERMConfig:
         raise _invalid(file, f"{unknown[0]}: unknown field; {hint}")
     try:
         stored = _StoredConfig.model_validate(settings)
-        for part, of in ((stored.encoding, EncodingConfig), (stored.head, HeadConfig), (stored.lora, LoRAConfig)):
+        for part, of in ((stored.encoding, EncodingConfig), (stored.lora, LoRAConfig)):
             of.model_validate(part)
         AggregatorConfig.model_validate(stored.aggregator)
     except ValidationError as error:

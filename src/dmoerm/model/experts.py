@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from ..config import HeadConfig, LoRAConfig
+from ..config import LoRAConfig
 from ..errors import BackboneError, CheckpointError, did_you_mean, shorten
 from .heads import Head, embed
 from .integrity import read_tensors, write_tensors
@@ -173,12 +173,11 @@ class Experts(nn.Module):
         capabilities: Sequence[str],
         width: int,
         config: LoRAConfig,
-        head: HeadConfig,
         pooling: str,
     ) -> None:
         super().__init__()
         self.capabilities, self.config, self.pooling = tuple(capabilities), config, pooling
-        self.heads = nn.ModuleList(Head(width, head) for _ in self.capabilities)
+        self.heads = nn.ModuleList(Head(width) for _ in self.capabilities)
         self.branch: Decoder | None = None
         self.attach(branch)
 

@@ -64,8 +64,6 @@ def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
     """Return why a reward is not linear in the last token's state of one stack of layers; None if it is."""
     if (pooling := EncodingConfig(**model.config.encoding).pooling) != "last":
         return f"encoding.pooling is {pooling}, so that its heads read the mean over the response's tokens"
-    if not isinstance(model.general.head.hidden, nn.Identity):
-        return "head.hidden is not 0"
     if task is None:
         return None
     task_model = model.task_model(task)

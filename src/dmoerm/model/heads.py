@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import AggregatorConfig, HeadConfig
+from ..config import AggregatorConfig
 from .layers import Decoder, run
 from .packing import Packed, means
 
@@ -74,9 +74,9 @@ class Normalizer(nn.Module):
 
 
 class Head(nn.Module):
-    """Maps embeddings (…, D) to scores (…), linearly or with one hidden layer.
+    """Maps embeddings (…, D) to scores (…), linearly.
 
-    The last layer starts near zero, so initial scores are almost equal and the initial loss is close to log 2.
+    The weights start near zero, so initial scores are almost equal and the initial loss is close to log 2.
 
     Attributes:
         has_start: the weights come from a reward model; see `start_from`.
@@ -84,12 +84,10 @@ class Head(nn.Module):
 
     has_start = False
 
-    def __init__(self, width: int, config: HeadConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.normalizer = Normalizer(width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.hidden = nn.Sequential(nn.Linear(width, config.hidden), nn.PReLU()) if config.hidden else nn.Identity()
-        self.score = nn.Linear(config.hidden or width, 1, bias=False)  # a bias cancels in every difference
+        self.score = nn.Linear(width, 1, bias=False)  # a bias cancels in every difference
         nn.init.normal_(self.score.weight, std=1e-3)
 
     @torch.no_grad()
@@ -108,8 +106,7 @@ class Head(nn.Module):
             self.score.weight *= self.normalizer.scale / before
 
     def forward(self, embedding: Tensor) -> Tensor:
-        x = self.dropout(self.normalizer(embedding.float()))
-        return self.score(self.hidden(x)).squeeze(-1)
+        return self.score(self.normalizer(embedding.float())).squeeze(-1)
 
 
 class BranchScorer(nn.Module):

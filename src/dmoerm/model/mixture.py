@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat.encoding import Encoder
-from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..config import AggregatorConfig, EncodingConfig, LoRAConfig
 from ..names import folder_name
 from ..scores import check_task
 from .configuration import DMoERMConfig
@@ -205,8 +205,7 @@ class Mixture(PreTrainedModel):
         self.tasks = nn.ModuleDict({_key(task): self.new_task_model(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
-        head = Head(self.config.width, HeadConfig(**self.config.head))
-        return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
+        return BranchScorer(branch, Head(self.config.width), EncodingConfig(**self.config.encoding).pooling)
 
     def new_task_model(self, capabilities: Sequence[str]) -> TaskModel:
         """Build an untrained task model; its branch has no weights yet, unless all tasks share the general one."""
@@ -216,10 +215,10 @@ class Mixture(PreTrainedModel):
             backbone = config.backbone_config
             _, branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)
         base, lora = self._scorer(branch), LoRAConfig(**config.lora)
-        experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
+        experts = Experts(branch, capabilities, config.width, lora, base.pooling)
         embeddings = 1 if experts.branch is None else len(capabilities)
         aggregator = Aggregator(embeddings, config.width, len(capabilities), AggregatorConfig(**config.aggregator))
-        all_labels = Head(config.width, HeadConfig(**config.head)) if "all_labels" in aggregator.base_names else None
+        all_labels = Head(config.width) if "all_labels" in aggregator.base_names else None
         return TaskModel(base, experts, aggregator, all_labels)
 
     def task_model(self, task: str, source: str = "") -> TaskModel:

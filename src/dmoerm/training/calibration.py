@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.heads import BranchScorer, HeadPosterior, Posterior
 from ..model.mixture import Calibration
@@ -83,7 +83,7 @@ def temperature(margins: np.ndarray, weights: np.ndarray) -> float:
 def with_posterior(run: Run, scorer: BranchScorer, examples: Examples, l2: float, state: State) -> State:
     """Return the state of a trained branch and head with the posterior of the head, if it has one.
 
-    An exact fit has one already. Any other linear head has one if its penalty is positive. If embeddings are not
+    An exact fit has one already. Any other head has one if its penalty is positive. If embeddings are not
     cached, the curvature of the loss is that of a sample.
 
     Args:
@@ -91,7 +91,7 @@ def with_posterior(run: Run, scorer: BranchScorer, examples: Examples, l2: float
         examples: those with overall pairs on which it was trained.
         l2: strength of the penalty.
     """
-    if "head_rest" in state or not l2 or not isinstance(scorer.head.hidden, nn.Identity):
+    if "head_rest" in state or not l2:
         return state
     some, scale = sample(run, examples), scorer.head.normalizer.scale.cpu()
     vectors = base_embeddings(run, scorer, some)

@@ -184,7 +184,6 @@ def changed_config(folder: Path, model: DMoERM, resets: dict[str, Any], override
     stored = model.config
     shapes: list[tuple[str, Any, dict[str, Any]]] = [
         ("encoding", config.encoding, stored.encoding),
-        ("head", config.head, stored.head),
         ("phase2.lora", config.phase2.lora, stored.lora),
         ("phase3", aggregator_form(config), stored.aggregator),
     ]

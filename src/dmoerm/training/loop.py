@@ -62,7 +62,6 @@ def fit(
     shared: bool | None = None,
     report_to: Sequence[str] = (),
     watch: Watch = lambda *_: None,
-    saved: Callable[[Path], Any] = lambda _: None,
 ) -> list[FitResult]:
     """Train the trainable parameters, restore each expert's best state, and return each expert's result.
 
@@ -80,7 +79,6 @@ def fit(
             true if layers of a decoder are trained.
         report_to: experiment trackers of accelerate.
         watch: see `Watch`.
-        saved: receives the folder of each new checkpoint, in the main process, after older ones were removed.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -92,7 +90,7 @@ def fit(
     run, _, name = folder.as_posix().rpartition("/checkpoints/")
     with ThreadPoolExecutor(1, "collate") as thread, tracked(report_to, Path(run or folder) / "logs", name) as log:
         loop = Loop(module, train, validation or train, collate, step, training, folder, seed, shared, thread)
-        loop.run((watch, log), saved)
+        loop.run((watch, log))
     loop.best.restore_best()
     module.eval()
     best = zip(loop.best.best_loss.tolist(), loop.best.best_accuracy.tolist(), strict=True)
@@ -145,7 +143,7 @@ class Loop:
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(training.warmup * self.total), self.total)
         self.done = 0
 
-    def run(self, watches: Sequence[Watch], saved: Callable[[Path], Any]) -> None:
+    def run(self, watches: Sequence[Watch]) -> None:
         """Train from the last checkpoint, or from the start, until all steps are done or no expert has patience."""
         torch.manual_seed((self.seed + rank() * self.shared) % 2**32)
         if self.shared and not self.best.is_sharded:
@@ -164,7 +162,7 @@ class Loop:
                 losses.clear()
             if self.done % self.every == 0 or self.done == self.total:
                 figures |= self._validate()
-                self._save(saved)
+                self._save()
             for watch in watches:
                 watch(self.done, self.total, figures)
 
@@ -227,7 +225,7 @@ class Loop:
         self.best.update(loss, accuracy)
         return {"loss": float(loss.mean()), "accuracy": float(accuracy.mean())}
 
-    def _save(self, saved: Callable[[Path], Any]) -> None:
+    def _save(self) -> None:
         """Write a checkpoint and remove all but the last two.
 
         Every process writes its random state. The main process writes all else; with sharded weights, every process
@@ -252,7 +250,6 @@ class Loop:
         if is_main():
             for old in checkpoints(self.folder)[:-2]:
                 shutil.rmtree(old)
-            saved(folder)
 
     def _resume(self) -> bool:
         last = broadcast(next(reversed(checkpoints(self.folder)), None) if is_main() else None)

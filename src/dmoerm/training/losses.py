@@ -3,22 +3,20 @@
     preference   a row is an ordered pair:   −p log σ(m) − (1 − p) log σ(−m),  m = r_better − r_worse − margin
     routing      a row is a prompt:          cross-entropy of the router's logits
 
-A task's k experts are stacked, so one pass trains them all: every trained parameter has a first dimension of size k,
-and `torch.vmap` maps a single head over it. The loss is a sum over the experts, and no slice of a parameter occurs in
-the terms of two experts, so each slice gets the gradient that it would get alone.
+A task's k experts are stacked, so one pass trains them all: every trained parameter has a first dimension of size k.
+The loss is a sum over the experts, and no slice of a parameter occurs in the terms of two experts, so each slice gets
+the gradient that it would get alone.
 
 Shapes: k experts, a active experts, N responses, D embedding width, P pairs of a batch, Q prompts, T tasks.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 from torch.nn import functional
 
 from ..model.experts import lora_layers
@@ -110,35 +108,33 @@ class PreferenceLossModule(nn.Module):
 
 
 class HeadStack(nn.Module):
-    """k heads: embeddings (k, N, D), or (N, D) that all heads share, → scores (k, N).
+    """k heads: embeddings (k, N, D) → scores (k, N).
 
-    With `active` (a,), expert indices, only these heads run: embeddings (a, N, D) or (N, D) → scores (a, N).
+    With `active` (a,), expert indices, only these heads run: embeddings (a, N, D) → scores (a, N).
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        self._template = [copy.deepcopy(heads[0])]  # a list, so that its parameters are not registered
-        parameters, buffers = stack_module_state(list(heads))
-        self._names = {name: name.replace(".", ":") for name in (*parameters, *buffers)}
-        for name, tensor in parameters.items():
-            self.register_parameter(self._names[name], nn.Parameter(tensor.detach().clone()))
-        for name, tensor in buffers.items():
-            self.register_buffer(self._names[name], tensor.detach().clone())
+        self.weight = nn.Parameter(torch.cat([head.score.weight.detach() for head in heads]))
+        self.register_buffer("mean", torch.stack([head.normalizer.mean for head in heads]))
+        self.register_buffer("scale", torch.stack([head.normalizer.scale for head in heads]))
 
     def forward(self, embeddings: Tensor, active: Tensor | None = None) -> Tensor:
         index = slice(None) if active is None else active
-        state = {name: getattr(self, attribute)[index] for name, attribute in self._names.items()}
-        head = self._template[0].train(self.training)
-        # "different": every expert draws its own dropout mask, as it would alone
-        run = torch.vmap(lambda s, z: functional_call(head, s, (z,)), (0, 0), randomness="different")
-        count = len(next(iter(state.values())))
-        return run(state, embeddings if embeddings.dim() == 3 else embeddings.expand(count, *embeddings.shape))
+        normalized = (embeddings.float() - self.mean[index, None]) / self.scale[index, None]
+        return (normalized @ self.weight[index, :, None]).squeeze(-1)
 
-    def states(self) -> list[Mapping[str, Tensor]]:
-        """Return the state of each head."""
-        stacks = {name: getattr(self, attribute).detach() for name, attribute in self._names.items()}
-        count = len(next(iter(stacks.values())))
-        return [{name: stack[i].clone() for name, stack in stacks.items()} for i in range(count)]
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return the state of each head, in the names of `Head`."""
+        parts = {
+            "normalizer.mean": self.mean,
+            "normalizer.scale": self.scale,
+            "score.weight": self.weight.detach()[:, None],
+        }
+        return [{name: part[i].clone() for name, part in parts.items()} for i in range(len(self.weight))]
 
 
 class ExpertStack(nn.Module):
@@ -151,5 +147,5 @@ class ExpertStack(nn.Module):
     def forward(self, inputs: Packed, active: Tensor | None = None) -> Tensor:
         for layer in lora_layers(self.branch).values():
             layer.active = active
-        count = len(next(self.head.parameters())) if active is None else len(active)
+        count = len(self.head.weight) if active is None else len(active)
         return self.head(embed(self.branch, inputs, self.pooling, count), active)

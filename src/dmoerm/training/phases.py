@@ -6,8 +6,8 @@
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `fit: exact`, phases 0 to 2 solve heads on embeddings (exact_solver.py), and phase 3 weights held-out scores
-(score_weights.py). With `fit: trained`, a head on cached embeddings (`base: frozen`), or branch or LoRA with the head,
-are trained by `fit`; `head_first` solves their heads first.
+(score_weights.py). With `fit: trained`, branch or LoRA are trained with the head by `fit`; `head_first` solves their
+heads first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from ..config import BranchStepConfig, ExactConfig, ExpertConfig, TrainedAggrega
 from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
-from ..model.layers import Decoder
 from ..names import folder_name
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate, set_from_phase1, set_from_score, with_posterior
@@ -142,11 +141,6 @@ def train_base(
         if isinstance(step, ExactConfig):
             return head_state(head, exact), exact_metrics([exact])
         strength = {"head_l2": torch.tensor(exact.l2)}  # for the posterior: it is not in the settings
-    elif run.frozen:
-        vectors = base_embeddings(run, start, [*train, *validation])
-        module, options = PreferenceLossModule(head, step.l2, head), run.fit_options(checkpoint_dir / "head")
-        fits = fit(module, *parts, collate=VectorCollator(lambda e: vectors[e.key]), step=step, **options)
-        return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, step_metrics(fits)
     if run.config.base == "lora":  # so that a run that is resumed here starts from the same LoRA
         set_seed(run.seed(f"{checkpoint_dir.parent.name}/{checkpoint_dir.name}/start"))
     scorer = _trainable(run, start, head)
@@ -258,37 +252,24 @@ def _train_experts(
 ) -> tuple[State, StepMetrics]:
     """Fit the experts' heads, if they do not start from phase 1's, then train their LoRA together with the heads."""
     step, base = run.config.phase2, run.model.task_model(task).base
-    generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
-    exact = isinstance(step, ExactConfig) or step.head_first
-    first_heads = [copy.deepcopy(base.head).requires_grad_(True) for _ in generators]
-    for head, generator in zip(first_heads, generators, strict=True):
-        if exact or not step.lora.rank:  # else they start from phase 1's weights, not from its normalizer alone
-            head.score.weight.data.copy_(1e-3 * torch.randn(head.score.weight.shape, generator=generator))
-    folds, metrics = State(), StepMetrics()
-    if exact:
-        fits = fit_heads(first_heads, names, train, base_embeddings(run, base, train), run.config.seed)
-        metrics = exact_metrics(fits, names)
-        for name, result in zip(names, fits, strict=True):
-            folds |= fold_state(result, folder_name(name))
-    heads, branch = HeadStack(first_heads), None
+    heads = [copy.deepcopy(base.head).requires_grad_(True) for _ in names]
     if isinstance(step, ExactConfig):
-        return _expert_state(names, heads, branch) | folds, metrics
+        fits = fit_heads(heads, names, train, base_embeddings(run, base, train), run.config.seed)
+        state: State = {}
+        for name, head, result in zip(map(folder_name, names), heads, fits, strict=True):
+            state |= {f"{name}/head.{key}": tensor for key, tensor in head.state_dict().items()}
+            state |= fold_state(result, name)
+        return state, exact_metrics(fits, names)
+    generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
+    if step.head_first:
+        for head, generator in zip(heads, generators, strict=True):  # the draws of the LoRA follow in the same stream
+            head.score.weight.data.copy_(1e-3 * torch.randn(head.score.weight.shape, generator=generator))
+        fit_heads(heads, names, train, base_embeddings(run, base, train), run.config.seed)
     # a capability without validation pairs is validated on its training pairs
     missing = [name for name in names if not labeled(validation, [name])]
     judged = [*labeled(validation, names), *_with_labels(train, missing)]
     parts = labeled(train, run.model.task_model(task).experts.capabilities), judged
-    if step.lora.rank:
-        branch, metrics = _train_lora(run, task, names, heads, generators, step, parts, checkpoint_dir)
-        return _expert_state(names, heads, branch), metrics
-    vectors = base_embeddings(run, base, [*train, *validation])
-    fits = fit(
-        PreferenceLossModule(heads, step.l2, heads, num_experts=len(names)),
-        *parts,
-        collate=VectorCollator(lambda e: vectors[e.key], names),
-        step=step,
-        **run.fit_options(checkpoint_dir / "head", f"phase2/{task}/head"),
-    )
-    return _expert_state(names, heads, branch), step_metrics(fits, names)
+    return _train_lora(run, task, names, HeadStack(heads), generators, step, parts, checkpoint_dir)
 
 
 def _train_lora(
@@ -300,11 +281,12 @@ def _train_lora(
     step: ExpertConfig,
     parts: tuple[Examples, Examples],
     checkpoint_dir: Path,
-) -> tuple[Decoder, StepMetrics]:
+) -> tuple[State, StepMetrics]:
     base: Any = run.model.task_model(task).base
     branch = with_experts(base.branch, len(names), step.lora)
     run.recompute(branch)
-    for layer in lora_layers(branch).values():
+    layers = lora_layers(branch)
+    for layer in layers.values():
         for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
             drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
             matrix.copy_(drawn)  # drawn on the CPU, so that it does not depend on the device
@@ -317,21 +299,17 @@ def _train_lora(
         step=step,
         **run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
     )
-    return branch, step_metrics(fits, names)
+    state: State = {}
+    for i, (name, head) in enumerate(zip(map(folder_name, names), heads.states(), strict=True)):
+        state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
+        for layer_name, layer in layers.items():
+            state |= {f"{name}/lora.{layer_name}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
+    return state, step_metrics(fits, names)
 
 
 def _with_labels(examples: Examples, names: Sequence[str]) -> Examples:
     """Return the examples that have labels of these capabilities, with these labels alone."""
     return [e.with_pairs({name: e.pairs[name] for name in names if name in e.pairs}) for e in labeled(examples, names)]
-
-
-def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:
-    state: State = {}
-    for i, (name, head) in enumerate(zip(map(folder_name, names), heads.states(), strict=True)):
-        state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
-        for layer_name, layer in lora_layers(branch or nn.Module()).items():
-            state |= {f"{name}/lora.{layer_name}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
-    return state
 
 
 # --- phase 3 ----------------------------------------------------------------------------------------------------------

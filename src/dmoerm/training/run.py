@@ -30,7 +30,6 @@ from ..data.splitting import held_out
 from ..errors import ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
-from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import branch_without_weights, check_backbone, load_backbone, resolve_branch_layer
 from ..model.checkpoint import with_tokenizer
@@ -252,18 +251,15 @@ def claim(config: Config, data: Splits) -> Path:
     Raises `ConfigError` if the folder has a run with other settings or data, or of another version of the package.
     """
     folder = Path(config.output)
-    mirror = Mirror(config.storage, folder)
     texts = {"format_version": f"{FORMAT_VERSION}\n", "config.yaml": dump_config(config)}
     for name, text in {**texts, "data.sha256": data_digest(data)}.items():
         written = folder / name
-        mirror.fetch(written)
         if written.exists() and (before := written.read_text(encoding="utf-8")) != text:
             what = {"format_version": "of another version", "data.sha256": "with other data"}.get(name)
             what = what or f"with other settings ({_differences(before, text)})"
             raise ConfigError(f"{folder}: holds a run {what}; set another `output` or delete that folder")
         if is_main():
             write_file(written, text)
-            mirror.keep(written)
     return folder
 
 
@@ -332,7 +328,6 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         router_kind=config.router.kind,
         threshold=config.router.threshold,
         encoding=config.encoding.model_dump(mode="json"),
-        head=config.head.model_dump(),
         lora=config.phase2.lora.model_dump(mode="json"),
         aggregator=aggregator_form(config).model_dump(),
     )
@@ -362,12 +357,11 @@ def aggregator_form(config: Config) -> AggregatorConfig:
 
 def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
     """Let the general model score as the reward model does that is its backbone."""
-    refused = {"encoding.pooling": config.encoding.pooling == "mean", "head.hidden": config.head.hidden}
-    for setting in (name for name, value in refused.items() if value):
+    if config.encoding.pooling == "mean":
         raise ConfigError(
-            f"{setting}: the backbone {config.backbone.path!r} is a reward model with a linear head on the last "
-            "token, from which this head cannot start; set encoding.pooling to both or last and head.hidden to 0, "
-            "or backbone.reward_head to false"
+            f"encoding.pooling: the backbone {config.backbone.path!r} is a reward model with a head on the last token, "
+            "from which a head on the mean cannot start; set encoding.pooling to both or last, or "
+            "backbone.reward_head to false"
         )
     model.general.head.start_from(start)
 

@@ -20,7 +20,6 @@ from ..chat.truncation import TruncationCounts
 from ..config import Config
 from ..errors import CheckpointError, DataError
 from ..io.paths import complete_folder
-from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.heads import HeadPosterior
 from ..model.layers import Decoder, recompute_layers
@@ -64,11 +63,6 @@ class Run:
         """Whether the branch stays as pretrained: only heads, and LoRA experts if configured, are trained."""
         return self.config.base == "frozen"
 
-    @property
-    def mirror(self) -> Mirror:
-        """The storage that finished steps and checkpoints are copied to; does nothing if `storage` is None."""
-        return Mirror(self.config.storage, self.folder)
-
     def fit_options(self, checkpoint_dir: Path, seed: str | None = None) -> dict[str, Any]:
         """Return the options of a `fit` in this run.
 
@@ -76,18 +70,12 @@ class Run:
             checkpoint_dir: folder of the checkpoints.
             seed: name that the seed is derived from; None: the path of `checkpoint_dir` in the run's folder.
         """
-
-        def saved(checkpoint: Path) -> None:
-            self.mirror.keep(checkpoint)
-            self.mirror.prune(checkpoint_dir)
-
         return {
             "folder": checkpoint_dir,
             "seed": self.seed(seed or str(checkpoint_dir.relative_to(self.folder / "checkpoints"))),
             "training": self.config.training,
             "report_to": self.config.report_to,
             "watch": self.progress.count,
-            "saved": saved,
         }
 
     def recompute(self, part: PreTrainedModel) -> None:
@@ -104,10 +92,8 @@ class Run:
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
 
     def finished(self, name: str) -> bool:
-        """Return whether a step is finished, here or by another process that shares the storage."""
-        done = self.folder / "steps" / name
-        self.mirror.fetch(done, _STATE)
-        return (done / _STATE).exists()
+        """Return whether a step is finished, here or by another process that shares the folder."""
+        return (self.folder / "steps" / name / _STATE).exists()
 
     def step(self, name: str, train: Callable[[Path], tuple[State, StepMetrics]]) -> State:
         """Run a step, or read its result if it is finished.
@@ -120,23 +106,17 @@ class Run:
         if broadcast(is_main() and self.finished(name)):
             self.progress.skip(name)
             if is_main():
-                self.mirror.keep(done, _STATE)
                 shutil.rmtree(checkpoints, ignore_errors=True)  # left by a run that was killed after it wrote the step
             return _read(done / _STATE)
         set_seed(self.seed(name))
         start = time.monotonic()
-        if is_main():
-            self.mirror.fetch(checkpoints)
-        barrier()
         with self.progress.step(name):
             state, result = train(checkpoints)
             state = whole_state(state)
             self.progress.show({name: result[name] for name in ("loss", "accuracy") if name in result})
         if is_main():
             _write(done, state, {**result, "seconds": time.monotonic() - start})
-            self.mirror.keep(done)
             shutil.rmtree(checkpoints, ignore_errors=True)
-            self.mirror.prune(checkpoints)
         barrier()
         return state if is_main() else _read(done / _STATE)
 
