@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import dataclasses
 import threading
@@ -17,9 +16,8 @@ from dmoerm.errors import DataError, ServerError
 from dmoerm.model.router import Known
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.batcher import Batcher
+from dmoerm.serving.batcher import Batcher, QueuedPart, QueuedRequest, WaitingLine
 from dmoerm.serving.monitoring import REQUEST_ID, Metrics
-from dmoerm.serving.queue import QueuedPart, QueuedRequest, WaitingLine
 from dmoerm.serving.settings import Refusal
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
@@ -38,7 +36,9 @@ def scored(batcher, *requests):
 
     async def all_at_once():
         tasks = [asyncio.create_task(batcher.score(each)) for each in requests]
-        while sum(map(len, batcher.lines.values())) + sum(task.done() for task in tasks) < len(tasks):
+        while sum(len(line.waiting()) for line in batcher.lines.values()) + sum(task.done() for task in tasks) < len(
+            tasks
+        ):
             await asyncio.sleep(0.001)
         work = asyncio.create_task(batcher.run())
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -119,13 +119,17 @@ def test_all_responses_to_a_prompt_are_scored_as_one_task(batcher, trained_run, 
 @pytest.mark.parametrize(("arrival", "first"), [(50.0, "short"), (100.0, "long")])
 def test_a_short_text_goes_ahead_of_long_ones_that_have_not_waited_for_long(arrival, first):
     """At 100 tokens a second, a pass of a long text takes 10 s: it waits for texts that arrive in the next 80 s."""
-    line, names = WaitingLine(), {}
-    for turn, tokens in [*((float(turn), 1000) for turn in range(8)), (arrival, 10)]:
-        part = QueuedPart(0, 0, Encoded([int(turn)] * (tokens - 1), [[1]]), None)
-        request = QueuedRequest(collections.deque([part]), [[None]], None, open=1, turn=turn)
-        names[id(request)] = "short" if tokens == 10 else "long"
-        line.append(request)
-    order = [[names[id(request)] for request, _ in line.take(1500, 8192, rate=100.0)] for _ in range(9)]
+    line = WaitingLine()
+
+    async def passes():
+        for turn, tokens in [*((float(turn), 1000) for turn in range(8)), (arrival, 10)]:
+            request = QueuedRequest([QUERIES[0]])
+            request.turn, request.id = turn, "short" if tokens == 10 else "long"
+            line.requests.append(request)
+            line.add(request, [QueuedPart(0, 0, Encoded([int(turn)] * (tokens - 1), [[1]]), None)])
+        return [[request.id for request, _ in line.take(1500, 8192, rate=100.0)] for _ in range(9)]
+
+    order = asyncio.run(passes())
     assert order[0] == [first]
     assert sorted(name for taken in order for name in taken) == ["long"] * 8 + ["short"]
     assert line.tokens == 0

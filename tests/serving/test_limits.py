@@ -297,15 +297,15 @@ def logged(caplog, ids):
 @pytest.mark.parametrize("sent", ["trainer-7.step_3", "", "two words", "x" * 65])
 def test_the_request_s_id_is_in_the_answer_and_in_every_line(http, caplog, sent):
     """A client's id is taken if it is harmless; otherwise the request gets a new one."""
-    from dmoerm.serving.monitoring import RequestIdFilter
+    from dmoerm.serving.monitoring import add_request_id
 
     caplog.set_level("INFO", "dmoerm")
-    caplog.handler.addFilter(keep := RequestIdFilter())
+    caplog.handler.addFilter(add_request_id)
     try:
         answers = [http.post("/v1/score", json=GOOD, headers={"X-Request-ID": sent}) for _ in range(2)]
         answers.append(http.post("/v1/score", content=b"{", headers={"X-Request-ID": sent}))
         ids = [answer.headers["x-request-id"] for answer in answers]
         assert logged(caplog, ids) == ids
     finally:
-        caplog.handler.removeFilter(keep)
+        caplog.handler.removeFilter(add_request_id)
     assert set(ids) == {sent} if sent.startswith("trainer") else len(set(ids)) == 3 and sent not in ids

@@ -4,8 +4,7 @@ app.py         the application: routes, errors, the page
 guard.py       middleware: the API key, hosts, limits, log and metrics of every request, errors as answers
 protocols/     what clients speak; a new file there is a new protocol
 service.py     the model behind the protocols, loaded in the background
-batcher.py     the passes that requests of several clients share
-queue.py       what waits for them, and the measured rate
+batcher.py     the queue, and the passes that requests of several clients share
 monitoring.py  metrics, logs and request ids
 settings.py    the settings
 server.py      the process: uvicorn, its shutdown, several workers

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -24,6 +23,7 @@ _PAGE_POLICY = (  # it loads nothing from other hosts
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_state = APIRouter()
 _DESCRIPTION = """\
 Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
 that the model computes; the other protocols belong to vLLM, SGLang, OpenRLHF, slime, Text Embeddings Inference,
@@ -45,70 +45,64 @@ def create_app(
         on_failure: called when the model cannot be loaded; `app.state.service.failure` is the error.
     """
     load = (lambda: model) if isinstance(model, DMoERM) else model
-    service = Service(load, name, settings or ServingConfig(), on_failure)
-    settings = service.settings
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI):
-        async with service.running():
-            yield
-
+    settings = settings or ServingConfig()
+    service = Service(load, name, settings, on_failure)
     # FastAPI's own documentation pages load scripts from other hosts; /openapi.json is enough
-    app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    quiet: Any = {"docs_url": None, "redoc_url": None}
+    app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lambda _: service.running(), **quiet)
     app.state.service = service
-    for router in find_routers():
+    for router in (*find_routers(), _state):
         app.include_router(router)
-    _add_state(app)
-    _add_page(app)
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
-        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        allowed: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, **allowed)
     return app
 
 
-def _add_state(app: FastAPI) -> None:
-    @app.get("/health", tags=["state"])
-    async def health() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "live"}
-
-    @app.get("/ready", tags=["state"])
-    async def ready(service: CurrentService) -> Response:
-        """200 once the model is loaded and warm, 503 before."""
-        status = "ready" if service.ready else "loading"
-        return JSONResponse({"status": status}, 200 if service.ready else 503)
-
-    @app.get("/metrics", tags=["state"])
-    async def metrics(service: CurrentService) -> Response:
-        """Metrics in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/v1/models", tags=["state"])
-    async def models(service: CurrentService) -> dict[str, Any]:
-        """The model, its tasks and capabilities, and the limits of a request."""
-        return {"object": "list", "data": [service.card()]}
-
-    @app.get("/models", include_in_schema=False)
-    async def infinity_models(service: CurrentService) -> dict[str, Any]:
-        """The model in infinity's form, whose client accepts no other owner."""
-        return {"object": "list", "data": [service.card() | {"owned_by": "infinity", "stats": {}}]}
-
-    @app.get("/v1/models/{name:path}", tags=["state"])
-    async def model(name: str, service: CurrentService) -> dict[str, Any]:
-        """The model, by its name."""
-        if name != service.name:
-            raise HTTPException(404, f"there is no model {name!r}; use one of {service.name}")
-        return service.card()
+@_state.get("/health", tags=["state"])
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "live"}
 
 
-def _add_page(app: FastAPI) -> None:
-    """Serve the page at `/`, and its files below `/page/`."""
+@_state.get("/ready", tags=["state"])
+async def ready(service: CurrentService) -> Response:
+    """200 once the model is loaded and warm, 503 before."""
+    status = "ready" if service.ready else "loading"
+    return JSONResponse({"status": status}, 200 if service.ready else 503)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
 
-    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+@_state.get("/metrics", tags=["state"])
+async def metrics(service: CurrentService) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@_state.get("/v1/models", tags=["state"])
+async def models(service: CurrentService) -> dict[str, Any]:
+    """The model, its tasks and capabilities, and the limits of a request."""
+    return {"object": "list", "data": [service.card()]}
+
+
+@_state.get("/models", include_in_schema=False)
+async def infinity_models(service: CurrentService) -> dict[str, Any]:
+    """The model in infinity's form, whose client accepts no other owner."""
+    return {"object": "list", "data": [service.card() | {"owned_by": "infinity", "stats": {}}]}
+
+
+@_state.get("/v1/models/{name:path}", tags=["state"])
+async def named_model(name: str, service: CurrentService) -> dict[str, Any]:
+    """The model, by its name."""
+    if name != service.name:
+        raise HTTPException(404, f"there is no model {name!r}; use one of {service.name}")
+    return service.card()
+
+
+@_state.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The page for people."""
+    return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})

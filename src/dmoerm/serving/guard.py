@@ -29,7 +29,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,16 +39,11 @@ from ..errors import DataError, DmoermError, ServerError, plain_fault, shorten
 from .monitoring import ID_HEADER, Metrics, enter_request
 from .settings import Refusal, ServingConfig
 
-_LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready")
 """Paths that a browser and a load balancer may fetch without a key. The page's files are open, too."""
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
 _CLOSE = {"Connection": "close"}
 _CLIENT_CLOSED = 499  # the status that nginx logs
-
-
-class ClientLeft(Exception):
-    """The client has disconnected."""
 
 
 class Guard:
@@ -59,66 +56,67 @@ class Guard:
         """Handle a request; pass other events on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        exchange = _Exchange(send, enter_request(_header(scope, ID_HEADER)))
+        request = Request(scope, receive)
+        exchange = _Exchange(send, enter_request(request.headers.get(ID_HEADER, "")))
         try:
-            if _header(scope, b"content-length") and _header(scope, b"transfer-encoding"):
-                # proxies read one, and we the other: request smuggling
-                message = "the request has Content-Length and Transfer-Encoding; send one of them"
-                raise Refusal(400, message, headers=_CLOSE)
-            self._check_access(scope)
-            body = await self._body(scope, receive)
-            if b"json" in _header(scope, b"content-type").lower():
-                _check_names(body)
+            self._check_access(request)
+            body = [await self._body(request)]
+            if "json" in request.headers.get("content-type", "").lower():
+                _check_names(body[0])
+
+            async def replay() -> Message:  # the body once; the guard watches the connection
+                return {"type": "http.request", "body": body.pop()} if body else await asyncio.Future()
+
             async with exchange.while_connected(receive):
-                await self.app(scope, _replay(body), exchange.send)
-        except ClientLeft:
+                await self.app(scope, replay, exchange.send)
+        except ClientDisconnect:
             exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
             await answer(error)(scope, receive, exchange.send)
         except Exception as error:  # a bug: logged without its message, which may contain a text
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            position = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-            fields = {"error": type(error).__name__, "where": position}
+            fields = {"error": type(error).__name__, "where": f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"}
             logging.getLogger("dmoerm.serving").error("internal server error", extra=fields)
             if not exchange.status:
                 await answer(error)(scope, receive, exchange.send)
         finally:
             self._record(scope, exchange)
 
-    def _check_access(self, scope: Scope) -> None:
-        settings, path = self.settings, scope["path"]
-        if scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith("/page/")):
+    def _check_access(self, request: Request) -> None:
+        settings, headers, path = self.settings, request.headers, request.scope["path"]
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # proxies read one, and we the other: request smuggling
+            message = "the request has Content-Length and Transfer-Encoding; send one of them"
+            raise Refusal(400, message, headers=_CLOSE)
+        if request.method in ("GET", "HEAD") and (path in OPEN or path.startswith("/page/")):
             return
-        host = _host_name(_header(scope, b"host").decode("latin-1"))
+        host = headers.get("host", "")
         if (settings.api_key is None or settings.allow_hosts) and not _is_allowed(host, settings.allow_hosts):
             hint = "start it with an API key, or allow the name with --allow-host"
             message = f"the server does not answer to the host {shorten(host)}; {hint}"
             raise Refusal(403, message, "permission_error")
         key = settings.api_key
-        if key and not hmac.compare_digest(_given_key(_header(scope, b"authorization")), key.encode()):
+        if key and not hmac.compare_digest(_given_key(headers), key.encode()):
             hint = "send it as Authorization: Bearer KEY, or in the URL: http://x:KEY@host"
-            message, headers = f"the API key is missing or wrong; {hint}", {"WWW-Authenticate": "Bearer"}
-            raise Refusal(401, message, "authentication_error", headers)
+            message, challenge = f"the API key is missing or wrong; {hint}", {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, message, "authentication_error", challenge)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        settings, body, length = self.settings, bytearray(), _header(scope, b"content-length")
-        too_large = f"the body has more than {settings.max_body_bytes} bytes; send it in several requests"
-        if length.isdigit() and int(length) > settings.max_body_bytes:
-            raise Refusal(413, too_large, headers=_CLOSE)
+    async def _body(self, request: Request) -> bytes:
+        body, limit, seconds = bytearray(), self.settings.max_body_bytes, self.settings.receive_timeout
+        length = request.headers.get("content-length", "")
+        too_large = Refusal(413, f"the body has more than {limit} bytes; send it in several requests", headers=_CLOSE)
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
         try:
-            async with asyncio.timeout(settings.receive_timeout):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientLeft
-                    body += message.get("body", b"")
-                    if len(body) > settings.max_body_bytes:
-                        raise Refusal(413, too_large, headers=_CLOSE)
-                    if not message.get("more_body"):
-                        return bytes(body)
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
         except TimeoutError:
-            late = f"the body did not arrive within {settings.receive_timeout:g} s; send it without pauses"
+            late = f"the body did not arrive within {seconds:g} s; send it without pauses"
             raise Refusal(408, late, headers=_CLOSE) from None
+        return bytes(body)
 
     def _record(self, scope: Scope, exchange: _Exchange) -> None:
         """Log the request and count it."""
@@ -128,62 +126,45 @@ class Guard:
         self.metrics.latency.labels(path).observe(seconds)
         sizes = {name: size for name, size in scope.get("state", {}).items() if name in ("responses", "tokens")}
         fields = {"method": scope["method"], "path": path, "status": exchange.status, "seconds": round(seconds, 4)}
-        _LOG.info("request", extra={**fields, **sizes})
+        logging.getLogger("dmoerm.access").info("request", extra={**fields, **sizes})
 
 
 class _Exchange:
     """One request's connection and its answer's status; the answer gets the request's id."""
 
     def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._id = send, request_id.encode()
+        self._send, self._id = send, (ID_HEADER.encode(), request_id.encode())
         self.started, self.status, self._answered = time.monotonic(), 0, False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (ID_HEADER, self._id)]}
+            message = {**message, "headers": [*message.get("headers", ()), self._id]}
         elif not message.get("more_body"):
             self._answered = True
         await self._send(message)
 
     @contextlib.asynccontextmanager
     async def while_connected(self, receive: Receive) -> AsyncIterator[None]:
-        """Cancel the block and raise `ClientLeft` when the client disconnects before it has its answer."""
-        task, left = asyncio.current_task(), False
-        assert task is not None
+        """Cancel the block and raise `ClientDisconnect` when the client disconnects before it has its answer."""
+        connected = asyncio.timeout(None)  # a cancel scope: it expires when the client leaves
 
         async def watch() -> None:
-            nonlocal left
             while (await receive())["type"] != "http.disconnect":
                 pass
             if not self._answered:  # servers also report a disconnect after the answer
-                left = True
-                task.cancel()
+                connected.reschedule(0)
 
         watcher = asyncio.create_task(watch())
         try:
-            yield
-        except asyncio.CancelledError:
-            if not left:
+            async with connected:
+                yield
+        except TimeoutError:
+            if not connected.expired():
                 raise
-            task.uncancel()
-            raise ClientLeft from None
+            raise ClientDisconnect from None
         finally:
             watcher.cancel()
-
-
-def _replay(body: bytes) -> Receive:
-    """Return a `receive` that gives the body, which has been read, and then waits: the guard watches the connection."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await asyncio.Future()
-
-    return replay
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def _check_names(body: bytes) -> None:
@@ -202,26 +183,23 @@ def _check_names(body: bytes) -> None:
         pass
 
 
-def _host_name(header: str) -> str:
-    """Return the name or address in a Host header, without the port and a root's dot."""
-    name = header.partition("]")[0][1:] if header.startswith("[") else header.partition(":")[0]
-    return name.lower().removesuffix(".")
-
-
-def _is_allowed(host: str, names: Sequence[str]) -> bool:
-    """Whether a browser that names this host cannot have been sent here by DNS rebinding, or the settings name it.
+def _is_allowed(header: str, names: Sequence[str]) -> bool:
+    """Whether DNS rebinding cannot have sent a browser with this Host header here, or the settings name the host.
 
     An attacker's page can make its own name resolve to our address, but it cannot have an address as its name, nor a
     name that public DNS does not have: this machine's, a short one, or one under a private top-level domain.
     """
+    host = header.partition("]")[0][1:] if header.startswith("[") else header.partition(":")[0]
+    host = host.lower().removesuffix(".")  # without the port and the root's dot
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(host))
     private = "." not in host or host.endswith(_PRIVATE_DOMAINS) or host == socket.gethostname().lower()
     return private or any(fnmatch.fnmatchcase(host, name.lower()) for name in names)
 
 
-def _given_key(authorization: bytes) -> bytes:
+def _given_key(headers: Headers) -> bytes:
     """Return the key of `Bearer KEY`, or of `Basic …`, which clients send for http://x:KEY@host and http://KEY@host."""
+    authorization = headers.get("authorization", "").encode("latin-1")
     scheme, _, value = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
         return value.strip()
@@ -237,46 +215,40 @@ def _given_key(authorization: bytes) -> bytes:
 
 def add_handlers(app: FastAPI) -> None:
     """Make the application answer every error in the common form."""
-    app.add_exception_handler(DataError, lambda _, error: answer(error))
-    app.add_exception_handler(ServerError, lambda _, error: answer(error))
-    app.add_exception_handler(RequestValidationError, lambda _, error: _invalid_body(error))
-    app.add_exception_handler(HTTPException, lambda _, error: _http_error(error))
+    for kind in (DataError, ServerError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, lambda _, error: answer(error))
 
 
 def answer(error: Exception) -> Response:
     """Return the answer to a request that failed with this error."""
+    status, kind, param, headers = 422, "invalid_request_error", None, None
     match error:
         case DataError():
-            return _response(422, str(error), param=error.field)
+            message, param = str(error), error.field
+        case RequestValidationError():
+            status, message, param = _fault_of(error.errors()[0])
+        case HTTPException():
+            status, message, headers = error.status_code, str(error.detail), error.headers
         case Refusal():
-            return _response(error.status, str(error), error.kind, headers=error.headers)
+            status, message, kind, headers = error.status, str(error), error.kind, error.headers
         case ServerError():
-            return _response(500, str(error), "server_error")
-    return _response(500, f"internal server error: {type(error).__name__}", "server_error")
+            status, message, kind = 500, str(error), "server_error"
+        case _:
+            status, message, kind = 500, f"internal server error: {type(error).__name__}", "server_error"
+    content = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    # in ASCII, since a message may quote a lone surrogate, which UTF-8 cannot encode
+    return Response(json.dumps(content), status, headers, "application/json")
 
 
-def _invalid_body(error: Any) -> Response:
-    """Report the first error in a body that does not match its protocol."""
-    first = error.errors()[0]
+def _fault_of(first: Any) -> tuple[int, str, str | None]:
+    """Return status, message and field of the first error in a body that does not match its protocol."""
     if first["type"] == "json_invalid":
-        return _response(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        return 400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
     if isinstance(first.get("input"), bytes):
-        return _response(415, "the body is not sent as JSON; send it with Content-Type: application/json")
+        return 415, "the body is not sent as JSON; send it with Content-Type: application/json", None
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     if first["type"] == "extra_forbidden":
-        return _response(422, f"{param}: unknown field; /openapi.json lists the fields", param=param)
+        return 422, f"{param}: unknown field; /openapi.json lists the fields", param
     got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
     message = plain_fault(first)
-    return _response(422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param=param)
-
-
-def _http_error(error: Any) -> Response:
-    return _response(error.status_code, str(error.detail), headers=error.headers)
-
-
-def _response(
-    status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, headers: Any = None
-) -> Response:
-    """Encode in ASCII, since a message may quote a lone surrogate, which UTF-8 cannot encode."""
-    content = {"error": {"message": message, "type": kind, "param": param, "code": status}}
-    return Response(json.dumps(content), status, headers, "application/json")
+    return 422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import re
 import uuid
@@ -19,10 +20,10 @@ _REWARDS = (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 GENERAL = "(general)"
 
-ID_HEADER = b"x-request-id"
+ID_HEADER = "x-request-id"
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The current request's id; empty outside a request."""
-_VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -30,19 +31,15 @@ class Metrics:
     """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"dmoerm_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"dmoerm_{name}", text, registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        ours: Any = {"namespace": "dmoerm", "registry": self.registry}
+        counter, gauge = functools.partial(Counter, **ours), functools.partial(Gauge, **ours)
 
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"dmoerm_{name}", text, labels, buckets=buckets, registry=registry)
+            return Histogram(name, text, labels, buckets=buckets, **ours)
 
-        self.requests = counter("requests", "Answered requests.", "path", "status")
+        self.requests = counter("requests", "Answered requests.", ["path", "status"])
         self.latency = histogram("request_seconds", "Time from the first byte to the answer.", _SECONDS, "path")
         self.queue_requests = gauge("queue_requests", "Requests that wait or are being scored.")
         self.queue_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
@@ -53,7 +50,7 @@ class Metrics:
         self.left = counter("client_left", "Requests whose client disconnected before the answer.")
         self.batch_tokens = histogram("batch_tokens", "Tokens of a pass.", _TOKENS)
         self.batch_seconds = histogram("batch_seconds", "Duration of a pass.", _SECONDS)
-        self.responses = counter("responses", "Scored responses.", "task")
+        self.responses = counter("responses", "Scored responses.", ["task"])
         self.empty = counter("empty_responses", "Empty responses among the scored ones.")
         self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
         self.reward = histogram("reward", "Rewards of responses that are not empty.", _REWARDS, "task")
@@ -75,21 +72,18 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def enter_request(given: bytes) -> str:
+def enter_request(given: str) -> str:
     """Set and return the current request's id: the client's if it is 1 to 64 letters, digits, `.`, `_` or `-`."""
-    value = given.decode() if _VALID_ID.fullmatch(given) else uuid.uuid4().hex
+    value = given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex
     REQUEST_ID.set(value)
     return value
 
 
-class RequestIdFilter(logging.Filter):
-    """Add the field `request_id` to records that are logged during a request."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return True: every record is kept."""
-        if request_id := REQUEST_ID.get():
-            record.request_id = request_id
-        return True
+def add_request_id(record: logging.LogRecord) -> bool:
+    """Add the field `request_id` to a record that is logged during a request. Return True: every record is kept."""
+    if request_id := REQUEST_ID.get():
+        record.request_id = request_id
+    return True
 
 
 class _TextFormatter(logging.Formatter):
@@ -102,25 +96,18 @@ class _TextFormatter(logging.Formatter):
 
 def log_settings(json_logs: bool) -> dict[str, Any]:
     """Return the logging configuration: one line per request and event on standard error."""
-    formats = {
-        "json": {
+    formatter: dict[str, Any] = {"()": _TextFormatter}
+    if json_logs:
+        formatter = {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
             "reserved_attrs": [*_RECORD],
-        },
-        "text": {"()": _TextFormatter},
-    }
-    handler = {
-        "class": "logging.StreamHandler",
-        "formatter": "json" if json_logs else "text",
-        "filters": ["request_id"],
-    }
+        }
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": formats,
-        "filters": {"request_id": {"()": RequestIdFilter}},
-        "handlers": {"stderr": handler},
+        "formatters": {"line": formatter},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": [add_request_id]}},
         "loggers": {name: {"handlers": ["stderr"], "level": "INFO"} for name in ("dmoerm", "uvicorn")},
     }

@@ -9,6 +9,7 @@ process opens and hands to them: a connection goes to a worker that is ready, an
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging.config
 import multiprocessing
 import os
@@ -69,9 +70,9 @@ def serve(
     gpus, threads = torch.cuda.device_count(), max(1, torch.get_num_threads() // workers)
 
     def start(number: int) -> BaseProcess:  # a fork would share CUDA's state
-        device = f"cuda:{number % gpus}" if gpus else None
-        arguments = load, settings, name, listening, json_logs, threads, device
-        worker = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, daemon=True)
+        arguments = functools.partial(load, device=f"cuda:{number % gpus}" if gpus else None), settings, name, listening
+        options: Any = {"args": (*arguments, json_logs, threads), "daemon": True}
+        worker = multiprocessing.get_context("spawn").Process(target=_work, **options)
         worker.start()
         return worker
 
@@ -111,13 +112,12 @@ def _serve(load: Callable[[], DMoERM], settings: ServingConfig, name: str, liste
 
 
 def _work(
-    load: Callable[..., DMoERM],
+    load: Callable[[], DMoERM],
     settings: ServingConfig,
     name: str,
     listening: socket.socket,
     json_logs: bool,
     threads: int,
-    device: str | None,
 ) -> None:
     """Load the model, then serve; the main function of a worker's process."""
     parent = multiprocessing.parent_process()
@@ -131,7 +131,7 @@ def _work(
     logging.config.dictConfig(log_settings(json_logs))
     torch.set_num_threads(threads)
     try:
-        model = load(device=device)
+        model = load()
     except Exception as error:  # whatever a file, a device or a library raises
         _LOG.error("the model cannot be loaded", extra={"error": str(error)})
         sys.exit(_BROKEN)
@@ -211,6 +211,10 @@ def protocol(seconds: float) -> type[H11Protocol]:
             if not self._between_requests:
                 self._stop_timer()
 
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
         @property
         def _between_requests(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
@@ -223,9 +227,5 @@ def protocol(seconds: float) -> type[H11Protocol]:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
-            super().connection_lost(exc)
 
     return Protocol

@@ -37,11 +37,7 @@ class Service:
     """
 
     def __init__(
-        self,
-        load: Callable[[], DMoERM],
-        name: str,
-        settings: ServingConfig,
-        on_failure: Callable[[], None] = lambda: None,
+        self, load: Callable[[], DMoERM], name: str, settings: ServingConfig, on_failure: Callable[[], None]
     ) -> None:
         self.name, self.settings, self.metrics = name, settings, Metrics()
         self.failure: Exception | None = None
@@ -63,14 +59,12 @@ class Service:
     async def _run(self) -> None:
         try:
             batcher = Batcher(await asyncio.to_thread(self._load), self.settings, self.metrics)
-            try:
+            with contextlib.closing(batcher):
                 await asyncio.to_thread(batcher.warm, _WARM_UP)
                 self._batcher = batcher
                 self._started.set()
                 logging.getLogger("dmoerm.serving").info("ready", extra={"model": self.name})
                 await batcher.run()
-            finally:
-                batcher.close()
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
             self.failure = error
             self._started.set()
@@ -89,7 +83,7 @@ class Service:
 
     @property
     def batcher(self) -> Batcher:
-        """The model's queue. Raises `Refusal` until the model is loaded."""
+        """The model's queue. Raises `Refusal` until the model is loaded, as `model` and `transcript` do."""
         if self._batcher is None:
             message, headers = "the model is loading; try again in 1 s", {"Retry-After": "1"}
             raise Refusal(503, message, "overloaded_error", headers)
@@ -97,12 +91,12 @@ class Service:
 
     @property
     def model(self) -> DMoERM:
-        """The model. Raises `Refusal` until it is loaded."""
+        """The model."""
         return self.batcher.model
 
     @functools.cached_property
     def transcript(self) -> Transcript:
-        """The parser of rendered conversations. Raises `Refusal` until the model is loaded."""
+        """The parser of rendered conversations."""
         return Transcript(self.model.encoder)
 
     def card(self) -> dict[str, Any]:
@@ -123,6 +117,8 @@ class Service:
     ) -> list[list[Score]]:
         """Score queries; return one list per query.
 
+        The urgency that the header `Priority: u=N` asks for (RFC 9218) is interactive for N from 0 to 2.
+
         Args:
             request: gets the numbers of responses and tokens as `state.responses` and `state.tokens`.
             weights: as in `DMoERM.score`; applied after the pass, which requests with other weights share.
@@ -137,16 +133,14 @@ class Service:
         return list(adjusted(scored, weights))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
-        """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""
+        """Return one score per prompt and response, in order; equal prompts run once. See `score`."""
         groups = group_by_prompt((None, prompt, response) for prompt, response in texts)
-        queries = [query for query, _ in groups]
-        scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
+        scored, request.state.tokens = await self.batcher.score([query for query, _ in groups], _priority(request))
         request.state.responses = len(texts)
         return in_order(groups, scored)
 
 
 def _priority(request: Request) -> Priority:
-    """Return the priority that the header `Priority: u=N` asks for (RFC 9218): N from 0 to 2 is interactive."""
     urgency = re.search(r"(?:^|[ ,])u=([0-7])(?:$|[ ,;])", request.headers.get("priority", ""))
     return "interactive" if urgency and int(urgency[1]) < 3 else "bulk"
 

@@ -26,25 +26,13 @@ from .inputs import (
     TokenIds,
     examples,
     header,
-    is_several,
     read_rendered,
     sigmoid,
     usage,
 )
 
 router = APIRouter()
-
-
-def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
-    """Split messages into prompt and response, the last message."""
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise DataError(
-            "the last message is not a response",
-            field="messages",
-            value=[message.role for message in messages],
-            hint="end with the assistant's message, which is scored; the messages before it are its prompt",
-        )
-    return tuple(messages[:-1]), messages[-1].text
+_NOTHING_GENERATED = {"completion_tokens": 0, "prompt_tokens_details": None}
 
 
 class ActivationRequest(NamedRequest):
@@ -70,11 +58,9 @@ class ConversationRequest(ActivationRequest):
     async def conversations(self, service: Service) -> list[tuple[Prompt, str]]:
         """Return prompt and response of each conversation. Raises `DataError` as `read_rendered` does."""
         rendered = self.prompt_token_ids if self.input is None else self.input
-        if self.messages is not None and rendered is None:
-            return [conversation_of(self.messages)]
-        if self.messages is not None or rendered is None:
+        if (self.messages is None) == (rendered is None):
             raise DataError("give either input or messages", field="input")
-        return await read_rendered(rendered, service)
+        return [_split(self.messages or ())] if rendered is None else await read_rendered(rendered, service)
 
 
 class ClassifyRequest(ConversationRequest):
@@ -115,6 +101,26 @@ class PairRequest(ActivationRequest):
         return list(zip(first * (len(second) // len(first)), second, strict=True))
 
 
+def _as_list(values: Sequence[str | list[str] | None], field: str) -> list[str]:
+    given = [value for value in values if value is not None]
+    if len(given) != 1 or not given[0]:
+        hint = "give prompts and responses as text_1 and text_2"
+        raise DataError("must be given once, and not be empty", field=field, value=values, hint=hint)
+    return [given[0]] if isinstance(given[0], str) else given[0]
+
+
+def _split(messages: Sequence[Message]) -> tuple[Prompt, str]:
+    """Split messages into prompt and response, the last message."""
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise DataError(
+            "the last message is not a response",
+            field="messages",
+            value=[message.role for message in messages],
+            hint="end with the assistant's message, which is scored; the messages before it are its prompt",
+        )
+    return tuple(messages[:-1]), messages[-1].text
+
+
 class TokenizeRequest(NamedRequest):
     """A text or a conversation."""
 
@@ -130,16 +136,18 @@ class TokenizeRequest(NamedRequest):
 @router.post("/classify", tags=["vLLM", "SGLang", "infinity"])
 async def classify(request: Request, body: ClassifyRequest, service: CurrentService) -> Any:
     """The reward as a classifier's only class, in the form of the client that sends such a request."""
-    rendered = body.input_ids if body.text is None else body.text
-    if body.conv is not None:
-        if not body.conv:
+    sglang: Any = body.conv if body.conv is not None else body.input_ids if body.text is None else body.text
+    if sglang is not None:  # for SGLang, a reward model's output is an embedding of width 1
+        single = isinstance(sglang, str) or (len(sglang) > 0 and isinstance(sglang[0], int | Message))
+        if body.conv is None:
+            texts = await read_rendered(sglang, service)
+        elif not sglang:
             raise DataError("has no conversation", field="conv", hint="give one or more lists of messages")
-        single = isinstance(body.conv[0], Message)
-        talks: Any = [body.conv] if single else body.conv
-        return _embeddings(await service.score_texts(request, [conversation_of(talk) for talk in talks]), single)
-    if rendered is not None:
-        scores = await service.score_texts(request, await read_rendered(rendered, service))
-        return _embeddings(scores, single=not is_several(rendered))
+        else:
+            texts = [_split(messages) for messages in ([sglang] if single else sglang)]
+        scores = await service.score_texts(request, texts)
+        outputs = [{"embedding": [score.reward], "meta_info": {"id": uuid.uuid4().hex}} for score in scores]
+        return outputs[0] if single else outputs
     scores = await service.score_texts(request, await body.conversations(service))
     if body.raw_scores is not None:
         values = [score.reward if body.raw_scores else sigmoid(score.reward) for score in scores]
@@ -147,14 +155,7 @@ async def classify(request: Request, body: ClassifyRequest, service: CurrentServ
         return header("infinity", service) | {"object": "classify", "data": data, "usage": usage(request)}
     rewards = body.activated(scores)
     data = [{"index": i, "label": LABEL, "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)]
-    counts = usage(request) | {"completion_tokens": 0, "prompt_tokens_details": None}
-    return header("classify", service) | {"data": data, "usage": counts}
-
-
-def _embeddings(scores: Sequence[Score], single: bool) -> Any:
-    """Return SGLang's answer: a reward model's output is an embedding of width 1."""
-    answer = [{"embedding": [score.reward], "meta_info": {"id": uuid.uuid4().hex}} for score in scores]
-    return answer[0] if single else answer
+    return header("classify", service) | {"data": data, "usage": usage(request) | _NOTHING_GENERATED}
 
 
 @router.post("/v1/embeddings", tags=["SGLang"])
@@ -168,17 +169,16 @@ async def embeddings(request: Request, body: EmbeddingRequest, service: CurrentS
 @router.post("/pooling", tags=["vLLM"])
 async def pooling(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a pooled output of width 1."""
-    rewards = body.activated(await service.score_texts(request, await body.conversations(service)))
-    data = [{"index": i, "object": "pooling", "data": [reward]} for i, reward in enumerate(rewards)]
-    counts = usage(request) | {"completion_tokens": 0, "prompt_tokens_details": None}
-    return header("pool", service) | {"data": data, "usage": counts}
+    scores = await service.score_texts(request, await body.conversations(service))
+    data = [{"index": i, "object": "pooling", "data": [reward]} for i, reward in enumerate(body.activated(scores))]
+    return header("pool", service) | {"data": data, "usage": usage(request) | _NOTHING_GENERATED}
 
 
 @router.post("/score", tags=["vLLM"])
 async def score(request: Request, body: PairRequest, service: CurrentService) -> dict[str, Any]:
     """The reward of each response. `/v1/score` is this project's own protocol."""
-    rewards = body.activated(await service.score_texts(request, body.pairs()))
-    data = [{"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)]
+    rewards = enumerate(body.activated(await service.score_texts(request, body.pairs())))
+    data = [{"index": i, "object": "score", "score": reward} for i, reward in rewards]
     return header("score", service) | {"data": data, "usage": usage(request)}
 
 
@@ -194,11 +194,3 @@ async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, 
     tokens = await service.batcher.tokens(content, body.add_special_tokens)
     strings = encoder.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
     return {"count": len(tokens), "max_model_len": encoder.max_length, "tokens": tokens, "token_strs": strings}
-
-
-def _as_list(values: Sequence[str | list[str] | None], field: str) -> list[str]:
-    given = [value for value in values if value is not None]
-    if len(given) != 1 or not given[0]:
-        hint = "give prompts and responses as text_1 and text_2"
-        raise DataError("must be given once, and not be empty", field=field, value=values, hint=hint)
-    return [given[0]] if isinstance(given[0], str) else given[0]

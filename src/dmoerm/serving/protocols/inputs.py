@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -46,14 +45,9 @@ async def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prom
     """
     if not rendered:
         raise DataError("has no texts", field="input", hint="give one or more texts, or lists of token ids")
-    several: Any = rendered if is_several(rendered) else [rendered]
+    several: Any = [rendered] if isinstance(rendered, str) or isinstance(rendered[0], int) else rendered
     read, read_ids = service.transcript.read, service.transcript.read_ids
     return await asyncio.to_thread(lambda: [read(e) if isinstance(e, str) else read_ids(e) for e in several])
-
-
-def is_several(rendered: Sequence[Any]) -> bool:
-    """Whether an input is a list of conversations; otherwise it is a single text, or a single list of token ids."""
-    return not isinstance(rendered, str) and not isinstance(rendered[0], int)
 
 
 def header(kind: str, service: Service) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def header(kind: str, service: Service) -> dict[str, Any]:
     return {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": service.name}
 
 
-def usage(request: Request) -> dict[str, int]:
+def usage(request: Request) -> dict[str, Any]:
     """Return the tokens of a scored request; none are generated."""
     return {"prompt_tokens": request.state.tokens, "total_tokens": request.state.tokens}
 

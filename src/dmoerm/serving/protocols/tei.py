@@ -42,6 +42,15 @@ class PredictRequest(BaseModel):
         "Hugging Face's clients send it: a single input is answered with a list of lists, as a pipeline does.",
     )
 
+    def function(self) -> Callable[[float], float]:
+        """Return what is applied to rewards. Raises `DataError` for an unknown function."""
+        name = (self.parameters or {}).get("function_to_apply", None)
+        name = ("none" if self.raw_scores else "sigmoid") if name is None else name
+        if not isinstance(name, str) or name not in _FUNCTIONS:
+            field, hint = "parameters.function_to_apply", "use none, sigmoid or softmax"
+            raise DataError("unknown function", field=field, value=name, hint=hint)
+        return _FUNCTIONS[name]
+
 
 class SimilarityInputs(BaseModel):
     """A prompt as `source_sentence`, and its responses as `sentences`."""
@@ -62,12 +71,20 @@ class SimilarityRequest(BaseModel):
 @router.post("/", include_in_schema=False)
 async def predict(request: Request, body: PredictRequest, service: CurrentService) -> Any:
     """A list of labels with scores; a list of such lists for several inputs, and for a body with `parameters`."""
-    function = _function(body)
+    function = body.function()
     single = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     inputs: Any = [body.inputs] if single else body.inputs
     scores = await service.score_texts(request, [_conversation(texts, service) for texts in inputs])
     answer = [[{"score": function(score.reward), "label": LABEL}] for score in scores]
     return answer[0] if single and body.parameters is None else answer
+
+
+def _conversation(texts: str | list[str], service: Service) -> tuple[Prompt, str]:
+    if isinstance(texts, str) or len(texts) == 1:
+        return service.transcript.read(texts if isinstance(texts, str) else texts[0])
+    if len(texts) == 2:
+        return texts[0], texts[1]
+    raise DataError(f"an input has {len(texts)} texts", field="inputs", hint="give one text, or prompt and response")
 
 
 @router.post("/similarity")
@@ -97,23 +114,3 @@ async def info(service: CurrentService) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
     }
-
-
-def _conversation(texts: str | list[str], service: Service) -> tuple[Prompt, str]:
-    texts = [texts] if isinstance(texts, str) else texts
-    if len(texts) == 1:
-        return service.transcript.read(texts[0])
-    if len(texts) == 2:
-        return texts[0], texts[1]
-    raise DataError(f"an input has {len(texts)} texts", field="inputs", hint="give one text, or prompt and response")
-
-
-def _function(body: PredictRequest) -> Callable[[float], float]:
-    name = (body.parameters or {}).get("function_to_apply")
-    if name is None:
-        name = "none" if body.raw_scores else "sigmoid"
-    if not isinstance(name, str) or name not in _FUNCTIONS:
-        raise DataError(
-            "unknown function", field="parameters.function_to_apply", value=name, hint="use none, sigmoid or softmax"
-        )
-    return _FUNCTIONS[name]

@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from ...chat.rendered import response_text
+from ...chat.rendered import Transcript, response_text
 from ...errors import DataError
 from ...schema import Message, Prompt
 from ...scores import log_columns
-from ..service import CurrentService, Service
+from ..service import CurrentService
 from .inputs import PROMPT, TEXT, TURNS, NamedRequest, examples, header, read_rendered, sigmoid
 
 router = APIRouter()
@@ -35,6 +35,15 @@ class RewardRequest(BaseModel):
     query: list[str] = Field(description="Prompt and response as one text.")
     prompts: list[str] | None = Field(None, description="The prompts; a response is the text after its prompt.")
     labels: list[Any] | None = Field(None, description="Ignored.")
+
+    def texts(self, transcript: Transcript) -> list[tuple[Prompt, str]]:
+        """Return the prompts and responses. Raises `DataError` if a query does not contain its prompt."""
+        if self.prompts is None:
+            return [transcript.read(text) for text in self.query]
+        if len(self.prompts) != len(self.query):
+            raise DataError(f"{len(self.query)} queries, but {len(self.prompts)} prompts", field="prompts")
+        pairs = zip(self.query, self.prompts, strict=True)
+        return [(transcript.prompt(prompt), response_text(query, prompt)) for query, prompt in pairs]
 
 
 class RewardResponse(BaseModel):
@@ -59,23 +68,12 @@ async def get_reward(
     With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); by default with the temperature
     of the response's task.
     """
-    scores = await service.score_texts(request, await asyncio.to_thread(_texts, body, service))
+    scores = await service.score_texts(request, await asyncio.to_thread(body.texts, service.transcript))
     rewards = shares = [score.reward for score in scores]
     if activation == "sigmoid":
         shares = [sigmoid((score.reward - threshold) / (temperature or score.temperature)) for score in scores]
     logs = log_columns(scores, service.model.config.tasks)
     return RewardResponse(rewards=rewards, scores=shares, extra_logs=logs)
-
-
-def _texts(body: RewardRequest, service: Service) -> list[tuple[Prompt, str]]:
-    if body.prompts is None:
-        return [service.transcript.read(text) for text in body.query]
-    if len(body.prompts) != len(body.query):
-        raise DataError(f"{len(body.query)} queries, but {len(body.prompts)} prompts", field="prompts")
-    return [
-        (service.transcript.prompt(prompt), response_text(query, prompt))
-        for query, prompt in zip(body.query, body.prompts, strict=True)
-    ]
 
 
 class SampleRequest(BaseModel):
