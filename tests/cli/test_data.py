@@ -72,7 +72,8 @@ def test_wrong_settings_are_said_in_a_sentence(write_rows: Write, tmp_path: Path
     result = run("check", write_rows([ROW]), "--format", "csv")
     assert result.exit_code == 1
     assert "format 'csv' is unknown" in result.output
-    result = run("check", write_rows([ROW]), "--backbone", tmp_path / "none")
+    (tmp_path / "run.yaml").write_text(f"backbone: {{path: {tmp_path / 'none'}}}")
+    result = run("check", write_rows([ROW]), "--config", tmp_path / "run.yaml")
     assert result.exit_code == 1
     assert "tokenizer cannot be loaded" in result.output
 

@@ -121,5 +121,3 @@ def test_the_file_of_suspects_is_readable_data(run_folder: Path, tmp_path: Path)
     for row, group in zip(rows, read_groups(out).groups, strict=True):
         (pair,) = group.labeled_pairs("kind") if group.capabilities else group.pairs()
         assert group.responses[pair.better] == row["responses"][0]
-    run("data", "suspects", run_folder, "--out", out, "--no-capabilities")
-    assert all("ranks" in json.loads(line) for line in out.read_text().splitlines())

@@ -41,14 +41,11 @@ def check(
     config: Annotated[
         str | None, typer.Option(help="Count what a run with this config would truncate: a YAML file or shipped name.")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="The same, with this model's tokenizer (a folder, a .gguf file, a name).")
-    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Count and check the data. Exits with 1 if any row is bad, unless --skip-bad is given."""
-    encoder = _encoder(config, backbone) if config or backbone else None
-    tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)
+    encoder = _encoder(load_config(config)) if config else None
+    tokenizer, encode = (encoder.tokenizer, encoder.encode) if encoder else (None, None)
     result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments())
     if json_file is not None:
         write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
@@ -62,25 +59,19 @@ def check(
         raise typer.Exit(1)
 
 
-def _encoder(config: str | None, backbone: str | None) -> encoding.Encoder:
-    """Return the encoder of a config or a backbone; one that truncates what `truncation: error` would reject."""
-    from transformers import AutoConfig, AutoTokenizer
+def _encoder(config: Config) -> encoding.Encoder:
+    """Return the config's encoder; one that truncates what `truncation: error` would reject."""
+    from transformers import AutoConfig
 
-    settings = load_config(config) if config else Config()
-    path = backbone or settings.backbone.path
-    if path.endswith(".gguf"):
-        folder, options = str(Path(path).parent), {"gguf_file": Path(path).name}
-    else:
-        folder, options = backbones.backbone_folder(path), {}
+    path = config.backbone.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        limit = getattr(AutoConfig.from_pretrained(folder, **options), "max_position_embeddings", None)
+        folder = backbones.backbone_folder(path)
+        tokenizer = backbones.load_tokenizer(folder)
+        limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{path}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
-    changes: dict[str, Any] = {"truncation": "keep_both"} if settings.encoding.truncation == "error" else {}
-    if config is None and not tokenizer.chat_template:
-        changes["template"] = "plain"
-    return encoding.Encoder(tokenizer, settings.encoding.model_copy(update=changes), limit)
+    changes = {"truncation": "keep_both"} if config.encoding.truncation == "error" else {}
+    return encoding.Encoder(tokenizer, config.encoding.model_copy(update=changes), limit)
 
 
 def _tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -98,34 +89,34 @@ def _tables(result: dict[str, Any]) -> Iterator[Table]:
     counts = ["groups", "prompts", "responses", "pairs", "tie_share"]
     tasks = [[task, *(entry[name] for name in counts)] for task, entry in result["tasks"].items()]
     yield table("Tasks", ["task", *counts[:-1], "ties"], tasks)
-    graded = [
-        [task, name, *(entry[each] for each in ("groups", "pairs", "tie_share")), _agreement(agreement, task, name)]
-        for task, entries in result["capabilities"].items()
-        for name, entry in entries.items()
-    ]
+    graded = []
+    for task, entries in result["capabilities"].items():
+        for name, entry in entries.items():
+            agreeing = agreement.get(task, {}).get(name, {}).get("value")
+            graded.append([task, name, entry["groups"], entry["pairs"], entry["tie_share"], agreeing])
     yield table("Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], graded)
     spreads = [
-        [task, part, *(spread[name] for name in ("p50", "p95", "max"))]
+        [task, part, spread["p50"], spread["p95"], spread["max"]]
         for task, parts in lengths["tasks"].items()
         for part, spread in parts.items()
     ]
     yield table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], spreads)
     cut = [[task, *entry.values()] for task, entry in (result["truncation"] or {}).items()]
-    yield table(
-        "Too long for the model", ["task", "responses", "truncated", "pairs that differ only in what is cut"], cut
-    )
+    header = ["task", "responses", "truncated", "pairs that differ only in what is cut"]
+    yield table("Too long for the model", header, cut)
     overall = [
         [task, *(values["overall"][name] for name in ("pairs", "comparisons", "value", "unaligned_pairs"))]
         for task, values in agreement.items()
         if "overall" in values
     ]
-    title = "Overall agreement of two annotators"
-    yield table(title, ["task", "pairs", "comparisons", "agreement", "unaligned pairs"], overall)
-    yield table("Bad rows", ["position", "field", "message", "value", "hint"], list(_bad_rows(result["bad"])))
-
-
-def _agreement(agreement: dict[str, Any], task: str, name: str) -> float | None:
-    return agreement.get(task, {}).get(name, {}).get("value")
+    header = ["task", "pairs", "comparisons", "agreement", "unaligned pairs"]
+    yield table("Overall agreement of two annotators", header, overall)
+    bad = []
+    for (file, *error), lines in list(_alike(result["bad"]).items())[:SHOWN_BAD_ROWS]:
+        numbers = ", ".join(str(line) for line in lines[:SHOWN_BAD_ROWS] if line is not None)
+        more = f", … ({len(lines)} rows)" if len(lines) > SHOWN_BAD_ROWS else ""
+        bad.append([":".join(part for part in (file, numbers) if part) + more, *error])
+    yield table("Bad rows", ["position", "field", "message", "value", "hint"], bad)
 
 
 def _alike(bad: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[int | None]]:
@@ -135,13 +126,6 @@ def _alike(bad: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[int | None]]
         error = tuple(row[name] for name in ("file", "field", "message", "value", "hint"))
         lines.setdefault(error, []).append(row["line"])
     return lines
-
-
-def _bad_rows(bad: list[dict[str, Any]]) -> Iterator[list[Any]]:
-    for (file, *error), lines in list(_alike(bad).items())[:SHOWN_BAD_ROWS]:
-        numbers = ", ".join(str(line) for line in lines[:SHOWN_BAD_ROWS] if line is not None)
-        more = f", … ({len(lines)} rows)" if len(lines) > SHOWN_BAD_ROWS else ""
-        yield [":".join(part for part in (file, numbers) if part) + more, *error]
 
 
 def _remarks(result: dict[str, Any]) -> Iterator[str]:
@@ -169,26 +153,21 @@ def suspects(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="JSON Lines in the native format, a pair a line, the most doubtful first.")],
     limit: Annotated[int, typer.Option(min=1, help="Most pairs to write.")] = 200,
-    capabilities: Annotated[bool, typer.Option(help="Also the labels of capabilities.")] = True,
 ) -> None:
     """Write the pairs whose labels a model that was not trained on them contradicts most."""
     quieten()
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: has no config.yaml; give the folder of a run, not of a model")
-    judged = training.judge_labels(training.load_run(run, load_config(run / "config.yaml")), capabilities)
+    judged = training.judge_labels(training.load_run(run, load_config(run / "config.yaml")))
     doubtful = [label for label in judged if label.probability < 0.5]
-    written = doubtful[:limit]
-    write_file(out, "".join(json.dumps(_suspect(label), ensure_ascii=False) + "\n" for label in written))
+    rows = []
+    for label in doubtful[:limit]:  # rows that every command reads: the labeled pair, the preferred response first
+        fields, pair = {"id", "prompt", "source", "tools"}, [label.pair.better, label.pair.worse]
+        row = label.group.model_dump(mode="json", include=fields, exclude_none=True) | {"task": label.task}
+        row["responses"] = [label.group.responses[index] for index in pair]
+        row |= {"capabilities": {label.capability: [1, 0]}} if label.capability else {"ranks": [1, 2]}
+        rows.append(row | {"label_probability": round(label.probability, 4), "indices": pair})
+    write_file(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     console = screen()
     console.print(f"{len(doubtful)} of {len(judged)} labels have a probability below 0.5", soft_wrap=True)
-    console.print(f"wrote {len(written)} to {out}", soft_wrap=True)
-
-
-def _suspect(label: training.JudgedLabel) -> dict[str, Any]:
-    """Return a row that every command reads: the labeled pair, the preferred response first."""
-    fields, pair = {"id", "prompt", "source", "tools"}, label.pair
-    group = label.group.model_dump(mode="json", include=fields, exclude_none=True)
-    responses = [label.group.responses[index] for index in (pair.better, pair.worse)]
-    graded = {"capabilities": {label.capability: [1, 0]}} if label.capability else {"ranks": [1, 2]}
-    extra = {"label_probability": round(label.probability, 4), "indices": [pair.better, pair.worse]}
-    return group | {"task": label.task, "responses": responses} | graded | extra
+    console.print(f"wrote {len(rows)} to {out}", soft_wrap=True)

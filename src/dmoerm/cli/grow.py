@@ -1,124 +1,172 @@
-"""`dmoerm add`, `retrain`, `remove` and `merge`: change a trained model without training the rest of it again."""
+"""Commands that change a trained model without training the rest of it again, or pass on parts of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..config import DataConfig
+from ..data.readers import read_groups
 from ..errors import ConfigError
 from ..io.paths import model_folder
 from .models import load_model, quieten
-from .options import Overrides, lazily
+from .options import Overrides, grouped, lazily
 
 if TYPE_CHECKING:
     from .. import training
-    from ..model import DMoERM
+    from ..model import DMoERM, loading
+    from ..model import export as exporting
 else:
-    (training,) = lazily("training")
+    training, exporting, loading = lazily("training", "model.export", "model.loading")
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
-Output = Annotated[Path | None, typer.Option(help="Folder of the changed model; it must not exist.")]
-InPlace = Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself, completely or not at all.")]
 Capability = Annotated[
     str | None, typer.Option(metavar="TASK/NAME", help="A task and one of its capabilities, as in chitchat/empathy.")
 ]
 
 
+@dataclass(frozen=True)
+class Change:
+    """Which model changes, and where the changed model goes."""
+
+    model: Model
+    output: Annotated[Path | None, typer.Option(help="Folder of the changed model; it must not exist.")] = None
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself, completely or not at all.")] = (
+        False
+    )
+
+    def folders(self) -> tuple[Path, Path]:
+        """Return the model's folder and the folder of the changed model."""
+        quieten()
+        folder = Path(model_folder(str(self.model)))
+        if (self.output is None) != self.in_place:
+            raise ConfigError("give either --output FOLDER or --in-place")
+        if self.output is not None and self.output.exists():
+            hint = "name a new folder, or use --in-place to replace MODEL"
+            raise ConfigError(f"--output {self.output}: exists already; {hint}")
+        return folder, self.output or folder
+
+    def of_capability(
+        self, kind: Literal["add", "retrain", "remove"], capability: str, overrides: list[str] | None
+    ) -> None:
+        """Add, train again or remove a capability, and print the changed model."""
+        task, separator, name = capability.partition("/")
+        if not (task and separator and name):
+            raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
+        folder, target = self.folders()
+        _print_tasks(training.change_capability(folder, task, name, kind, overrides or (), target), target)
+
+
+@grouped
 def add(
-    model: Model,
+    change: Change,
     task: Annotated[str | None, typer.Option(help="Name of the new task; rows without a task belong to it.")] = None,
     capability: Capability = None,
     overrides: Overrides = None,
-    output: Output = None,
-    in_place: InPlace = False,
 ) -> None:
     """Add a task, or a capability of a task, to a trained model. All other weights stay as they are."""
-    _check_one(task, capability)
-    if capability is not None:
-        return _change_capability(model, capability, "add", overrides, output, in_place)
-    folder, target = target_folders(model, output, in_place)
-    return print_tasks(training.add_task(folder, str(task), overrides or (), target), target)
+    if (not task) == (not capability):
+        raise ConfigError("give either --task or --capability")
+    if capability:
+        return change.of_capability("add", capability, overrides)
+    folder, target = change.folders()
+    return _print_tasks(training.add_task(folder, str(task), overrides or (), target), target)
 
 
+@grouped
 def retrain(
-    model: Model,
+    change: Change,
     capability: Annotated[str, typer.Option(metavar="TASK/NAME", help="The capability to train again.")],
     overrides: Overrides = None,
-    output: Output = None,
-    in_place: InPlace = False,
 ) -> None:
     """Train one capability's expert again, and fit its task's aggregator. All other weights stay as they are."""
-    _change_capability(model, capability, "retrain", overrides, output, in_place)
+    change.of_capability("retrain", capability, overrides)
 
 
+@grouped
 def remove(
-    model: Model,
+    change: Change,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="A task of the model; may be repeated.")] = None,
     capability: Capability = None,
     overrides: Overrides = None,
-    output: Output = None,
-    in_place: InPlace = False,
 ) -> None:
     """Remove tasks, or a capability and fit its task's aggregator again. All other weights stay as they are."""
-    _check_one(tasks, capability)
-    if capability is not None:
-        return _change_capability(model, capability, "remove", overrides, output, in_place)
+    if (not tasks) == (not capability):
+        raise ConfigError("give either --task or --capability")
+    if capability:
+        return change.of_capability("remove", capability, overrides)
     if overrides:
         raise ConfigError(f"--set {overrides[0]}: removing a task trains nothing; leave the setting out")
-    folder, target = target_folders(model, output, in_place)
+    folder, target = change.folders()
     loaded = load_model(str(folder))
     training.remove_tasks(loaded, tasks or (), target)
-    return print_tasks(loaded, target)
+    return _print_tasks(loaded, target)
 
 
+@grouped
 def merge(
-    model: Model,
-    others: Annotated[list[Path], typer.Argument(metavar="OTHER…", help="Models to merge into MODEL.")],
-    output: Output = None,
-    in_place: InPlace = False,
+    change: Change, others: Annotated[list[Path], typer.Argument(metavar="OTHER…", help="Models to merge into MODEL.")]
 ) -> None:
     """Join tasks that were trained apart on the same trunk."""
-    folder, target = target_folders(model, output, in_place)
+    folder, target = change.folders()
     loaded, joining = load_model(str(folder)), [(str(other), load_model(str(other))) for other in others]
-    training.merge_models(loaded, joining, target, str(model))
-    print_tasks(loaded, target)
+    training.merge_models(loaded, joining, target, str(change.model))
+    _print_tasks(loaded, target)
 
 
-def _change_capability(
-    model: Path,
-    capability: str,
-    change: Literal["add", "retrain", "remove"],
-    overrides: list[str] | None,
-    output: Path | None,
-    in_place: bool,
-) -> None:
-    task, separator, name = capability.partition("/")
-    if not (task and separator and name):
-        raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
-    folder, target = target_folders(model, output, in_place)
-    print_tasks(training.change_capability(folder, task, name, change, overrides or (), target), target)
-
-
-def _check_one(task: object, capability: object) -> None:
-    if (not task) == (not capability):
-        raise ConfigError("give either --task or --capability")
-
-
-def target_folders(model: Path, output: Path | None, in_place: bool) -> tuple[Path, Path]:
-    """Return the model's folder and the folder of the changed model."""
-    quieten()
-    folder = Path(model_folder(str(model)))
-    if (output is None) != in_place:
-        raise ConfigError("give either --output FOLDER or --in-place")
-    if output is not None and output.exists():
-        raise ConfigError(f"--output {output}: exists already; name a new folder, or use --in-place to replace MODEL")
-    return folder, output or folder
-
-
-def print_tasks(model: DMoERM, target: Path) -> None:
-    """Print the tasks of the changed model with their capabilities, and its folder."""
+def _print_tasks(model: DMoERM, target: Path) -> None:
     for task, capabilities in model.config.tasks.items():
         print(f"{task}: {', '.join(capabilities) or 'no capabilities'}")
     print(f"model: {target}")
+
+
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder of the new model; it must not exist.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task to keep; may be repeated. With --plain: the task, else the general model."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write a standard ForSequenceClassification folder, for vLLM and SGLang.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="With --plain: precision of the weights, such as float32.")] = None,
+) -> None:
+    """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
+    if not plain and (not tasks or dtype is not None):
+        raise ConfigError("--dtype needs --plain" if tasks else "give --task, or --plain for the general model")
+    if plain and len(tasks or ()) > 1:
+        raise ConfigError(f"--task {(tasks or ())[1]}: a standard classifier has one reward; give one task")
+    folder, target = Change(model, output).folders()
+    loaded = load_model(str(folder))
+    if not plain:
+        training.export_tasks(loaded, tasks or (), target)
+        return _print_tasks(loaded, target)
+    task = next(iter(tasks or ()), None)
+    if task is not None:
+        loaded.task_model(task, "--task")
+    config = exporting.export_classifier(loaded, task, target, loading.as_dtype(dtype))
+    print(f"{task or 'general model'}: {config.architectures[0]}, {str(config.dtype).removeprefix('torch.')}")
+    print(f"reward = logit {config.reward_bias:+.6g}; temperature {config.reward_temperature:.4g}")
+    # The written folder is loaded again, to say how far its rewards are from the model's.
+    queries = read_groups(DataConfig().located("demo:test")).groups[::6]
+    check = exporting.check_classifier(loaded, task, target, queries)
+    print(f"largest error {check.error:.1e} on {check.same_tokens} texts with equal tokens, of {check.texts} texts")
+    if check.same_tokens < check.texts:
+        print(f"largest error {check.other_error:.1e} on the others, which the template and tokenizer encode otherwise")
+    return print(f"model: {target}")
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="The folder of a model or a run.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub, such as me/name; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+) -> None:
+    """Upload a model to the Hugging Face hub: weights as safetensors, settings, tokenizer and card.
+
+    Log in with `hf auth login` first, or set HF_TOKEN. run.yaml is uploaded too; check the paths in it.
+    """
+    print(load_model(model).push_to_hub(repo, private=private or None))

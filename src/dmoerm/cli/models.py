@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,12 +52,20 @@ def load_model(
     """
     quieten()
     loading.prepare_kernels(deterministic)
-    if divide and processes() > 1:
-        if quantization != "none":
-            raise ConfigError("several processes divide a model; leave out --quantization, or start one")
-        return _divided(model_folder(path), dtype)
-    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
-    return dmoerm.DMoERM.from_pretrained(model_folder(path), **options)
+    folder = model_folder(path)
+    if not divide or processes() == 1:
+        options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
+        return dmoerm.DMoERM.from_pretrained(folder, **options)
+    if quantization != "none":
+        raise ConfigError("several processes divide a model; leave out --quantization, or start one")
+    current = training.device()  # starts the communication
+    model = dmoerm.DMoERM.from_pretrained(folder, dtype=dtype)
+    tensor_parallel.parallelize(model, current)
+    if training.rank():
+        tensor_parallel.follow(model)
+        raise typer.Exit
+    tensor_parallel.lead(model)
+    return model
 
 
 def follows() -> bool:
@@ -69,18 +76,6 @@ def follows() -> bool:
 def processes() -> int:
     """Return how many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _divided(folder: str | Path, dtype: str | None) -> dmoerm.DMoERM:
-    """Load a model and divide it over all processes; processes other than 0 follow and then exit."""
-    current = training.device()  # starts the communication
-    model = dmoerm.DMoERM.from_pretrained(folder, dtype=dtype)
-    tensor_parallel.parallelize(model, current)
-    if training.rank():
-        tensor_parallel.follow(model)
-        raise typer.Exit
-    tensor_parallel.lead(model)
-    return model
 
 
 # --- models check --------------------------------------------------------------------------------------------------

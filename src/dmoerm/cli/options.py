@@ -9,7 +9,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -19,13 +19,11 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..data.readers import parse_columns, read_groups
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..schema import Group
 
 
 class _Lazy:
-    """A module of the package that is imported at the first use of one of its names."""
-
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -34,9 +32,9 @@ class _Lazy:
 
 
 def lazily(*names: str) -> list[Any]:
-    """Return modules of the package that are imported when a command runs, so that its `--help` does not wait for them.
+    """Return modules of the package that are imported at the first use of one of their names.
 
-    Type checkers read the same imports under `TYPE_CHECKING`.
+    A command's `--help` does not wait for them. Type checkers read the same imports under `TYPE_CHECKING`.
     """
     return [_Lazy(name) for name in names]
 
@@ -45,16 +43,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option per field of each parameter whose type is a dataclass, since Typer knows no groups."""
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
+    keyword = inspect.Parameter.KEYWORD_ONLY
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
-            groups[parameter.name] = parameter.annotation
-            hints = get_type_hints(parameter.annotation, include_extras=True)
-            for field in fields(parameter.annotation):
-                default = inspect.Parameter.empty if field.default is MISSING else field.default
-                keyword = inspect.Parameter.KEYWORD_ONLY
-                parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=hints[field.name]))
-        else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        if not (isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)):
+            parameters.append(parameter.replace(kind=keyword))
+            continue
+        groups[parameter.name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        for field in fields(parameter.annotation):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=hints[field.name]))
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -96,8 +94,6 @@ Map = Annotated[
         "repeated.",
     ),
 ]
-Task = Annotated[str | None, typer.Option(metavar="NAME", help="Task of the rows that have none.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad rows and print the reasons.")]
 
 
 @dataclass(frozen=True)
@@ -106,23 +102,22 @@ class RowOptions:
 
     format: Format = "auto"
     map: Map = None
-    task: Task = None
-    skip_bad: SkipBad = False
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Task of the rows that have none.")] = None
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip bad rows and print the reasons.")] = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map."""
         return {"format": self.format, "columns": parse_columns(self.map or ()), "task": self.task}
 
-    def read(self, files: Collection[str], split: str = "train") -> list[Group]:
+    def read(self, files: Collection[str]) -> list[Group]:
         """Return the groups of the files. With --skip-bad, print what is wrong with the bad rows and skip them."""
-        arguments, skipped, groups = self.arguments(), SkippedRows(), list[Any]()
+        skipped, groups = SkippedRows(), list[Group]()
         for file in files:
-            on_error = "collect" if self.skip_bad else "raise"
-            reading = read_groups(file, split=split, on_error=on_error, **arguments)
+            reading = read_groups(file, on_error="collect" if self.skip_bad else "raise", **self.arguments())
             groups += reading.groups
             for error in reading.bad:
                 skipped.add(error)
-        skipped.print_count()
+        skipped.print_count(skipped.count)
         return groups
 
     def settings(self) -> list[str]:
@@ -144,38 +139,13 @@ class SkippedRows:
         if self.count <= SHOWN_BAD_ROWS:
             note(f"skipped: {error}")
 
-    def print_count(self) -> None:
-        """Print the number of skipped rows, if there are any."""
-        if self.count:
-            note(f"{self.count} rows skipped")
+    def print_count(self, count: int) -> None:
+        """Print how many rows are skipped, if there are any; on Ray, some in an earlier run."""
+        if count:
+            note(f"{count} rows skipped")
 
 
 # --- models and results --------------------------------------------------------------------------------------------
-
-WeightOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--weight",
-        metavar="CAPABILITY=NUMBER",
-        help="Give a capability another weight in the rewards, from -10 to 10; may be repeated. Default: 1 for all.",
-    ),
-]
-
-
-def parse_weights(options: Sequence[str]) -> dict[str, float]:
-    """Parse the values of --weight. Raise `ConfigError` for an invalid one."""
-    weights: dict[str, float] = {}
-    for option in options:
-        name, _, number = option.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            name = ""
-        if not name:
-            message = f"--weight: {option!r} is invalid; write CAPABILITY=NUMBER, for example empathy=2"
-            raise ConfigError(message) from None
-    return weights
-
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated.")
@@ -211,10 +181,7 @@ Quantization = Annotated[
 ]
 Deterministic = Annotated[
     bool,
-    typer.Option(
-        "--deterministic",
-        help="Score each response in its own pass, whatever else is in the batch; slower.",
-    ),
+    typer.Option("--deterministic", help="Score each response in its own pass, whatever else is in the batch; slower."),
 ]
 BatchTokens = Annotated[
     int | None,

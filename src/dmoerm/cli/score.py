@@ -31,11 +31,8 @@ from .options import (
     Map,
     Quantization,
     SkippedRows,
-    WeightOptions,
     grouped,
     lazily,
-    note,
-    parse_weights,
 )
 
 if TYPE_CHECKING:
@@ -69,15 +66,20 @@ class ScoreOptions:
         str | None,
         typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
     ] = None
-    weight: WeightOptions = None
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAPABILITY=NUMBER",
+            help="Give a capability another weight in the rewards, from -10 to 10 (1: as learned); may be repeated.",
+        ),
+    ] = None
     format: Format = "auto"
     map: Map = None
     best: Annotated[
         bool, typer.Option("--best", help="Add the index (best) and the text (chosen) of the best response.")
     ] = False
     skip_bad: Annotated[
-        bool,
-        typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons."),
+        bool, typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons.")
     ] = False
     dtype: Dtype = None
     quantization: Quantization = "none"
@@ -86,15 +88,25 @@ class ScoreOptions:
     gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per actor; there are as many actors as fit.")] = 0.0
 
     @property
-    def columns(self) -> dict[str, Any]:
-        """The fields that are read from columns of other names."""
-        return parse_columns(self.map or ())
+    def weights(self) -> dict[str, float] | None:
+        """Capability → weight. Raise `ConfigError` for an invalid --weight."""
+        weights: dict[str, float] = {}
+        for option in self.weight or ():
+            name, _, number = option.rpartition("=")
+            try:
+                weights[name] = float(number)
+            except ValueError:
+                name = ""
+            if not name:
+                message = f"--weight: {option!r} is invalid; write CAPABILITY=NUMBER, for example empathy=2"
+                raise ConfigError(message) from None
+        return weights or None
 
-    def open_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of `open_model`."""
-        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "best")
-        weights = parse_weights(self.weight) if self.weight else None
-        return {name: getattr(self, name) for name in names} | {"weights": weights}
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The keyword arguments of `open_model`."""
+        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "weights", "best")
+        return {name: getattr(self, name) for name in names}
 
 
 @grouped
@@ -108,13 +120,11 @@ def command(options: ScoreOptions, engine: Engine = "local", json_file: JsonFile
     file is written completely or not at all. With --engine ray the output is a folder of such files with a
     manifest; a run that was stopped continues when it is started again.
     """
-    started = time.monotonic()
-    result = _score_on_ray(options) if engine == "ray" else _score_here(options)
-    if result["left_out"]:
-        note(f"{result['left_out']} rows skipped")
+    started, skipped = time.monotonic(), SkippedRows()
+    result = _score_on_ray(options, skipped) if engine == "ray" else _score_here(options, skipped)
+    skipped.print_count(result["left_out"])
     if json_file is not None:
-        weights = options.open_options()["weights"]
-        summary = {"schema": 1, "command": "score", "model": options.model, "weights": weights}
+        summary = {"schema": 1, "command": "score", "model": options.model, "weights": options.weights}
         summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
@@ -128,16 +138,16 @@ def open_model(
     return scoring_files.RowScorer(model, deterministic=deterministic, **options)
 
 
-def _score_here(options: ScoreOptions) -> dict[str, Any]:
+def _score_here(options: ScoreOptions, skipped: SkippedRows) -> dict[str, Any]:
     if follows():  # process 0 reads and writes
-        open_model(options.model, **options.open_options())
+        open_model(options.model, **options.opening)
         raise typer.Exit
-    counts, skipped = scoring_files.ScoreCounts(), SkippedRows()
+    counts = scoring_files.ScoreCounts()
     on_bad = skipped.add if options.skip_bad else None
     # The output first, to report a wrong name before a model is loaded.
     with scoring_files.open_output(options.output, options.best) as write:
-        scorer = open_model(options.model, **options.open_options())
-        reading: Any = {"format": options.format, "columns": options.columns, "on_bad": on_bad}
+        scorer = open_model(options.model, **options.opening)
+        reading: Any = {"format": options.format, "columns": parse_columns(options.map or ()), "on_bad": on_bad}
         files = (read_queries(file, **reading) for file in matching(options.input))
         with _progress() as show:
             for row in scorer.rows(itertools.chain.from_iterable(files), on_bad):
@@ -147,17 +157,25 @@ def _score_here(options: ScoreOptions) -> dict[str, Any]:
     return counts.model_dump() | {"left_out": skipped.count}
 
 
-def _score_on_ray(options: ScoreOptions) -> dict[str, Any]:
+def _score_on_ray(options: ScoreOptions, skipped: SkippedRows) -> dict[str, Any]:
+    def absolute(path: str) -> str:
+        """Return the path for processes in other folders."""
+        return path if is_url(path) else str(Path(path).absolute())
+
     if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
     folder = str(model_folder(options.model))
-    folder = _absolute(folder) if Path(folder).is_dir() else folder  # otherwise a hub name
-    settings = {name: value for name, value in options.open_options().items() if value}
-    description = f"{folder} {weights_digest(folder)} {json.dumps(settings, sort_keys=True)}"
-    names = ("format", "skip_bad", "best", "columns")
-    paths = {"input": _absolute(options.input), "output": _absolute(options.output)}
-    job = batch_scoring.ScoringJob(scorer=description, **paths, **{name: getattr(options, name) for name in names})
-    skipped = SkippedRows()
+    folder = absolute(folder) if Path(folder).is_dir() else folder  # otherwise a hub name
+    settings = {name: value for name, value in options.opening.items() if value}
+    job = batch_scoring.ScoringJob(
+        scorer=f"{folder} {weights_digest(folder)} {json.dumps(settings, sort_keys=True)}",
+        input=absolute(options.input),
+        output=absolute(options.output),
+        format=options.format,
+        skip_bad=options.skip_bad,
+        best=options.best,
+        columns=parse_columns(options.map or ()),
+    )
     with _progress() as show:
 
         def on_shard(done: int, total: int, result: batch_scoring.ShardResult) -> None:
@@ -165,7 +183,7 @@ def _score_on_ray(options: ScoreOptions) -> dict[str, Any]:
             for reason in result.left_out:
                 skipped.add(reason)
 
-        open_scorer = functools.partial(open_model, folder, **options.open_options())
+        open_scorer = functools.partial(open_model, folder, **options.opening)
         manifest = batch_scoring.score_on_ray(job, open_scorer, gpus=options.gpus, on_shard=on_shard)
     return {name: manifest[name] for name in ("queries", "responses", "tasks", "left_out")}
 
@@ -178,8 +196,3 @@ def _progress() -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("scoring", total=None)
         yield lambda text: bar.update(line, description=text)
-
-
-def _absolute(path: str) -> str:
-    """Return the absolute path, for processes in other folders; a URL unchanged."""
-    return path if is_url(path) else str(Path(path).absolute())

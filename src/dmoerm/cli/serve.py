@@ -22,45 +22,38 @@ if TYPE_CHECKING:
 else:
     serving, checkpoint = lazily("serving", "model.checkpoint")
 
-Seconds = Annotated[float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")]
-Workers = Annotated[
-    int, typer.Option(min=1, max=64, help="Processes behind the port, each with the model; on the GPUs in turn.")
-]
-Name = Annotated[str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY.")
-]
-Hosts = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
-]
-Origins = Annotated[
-    list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
-]
-
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    workers: Workers = 1,
-    name: Name = "",
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes behind the port, each with the model; on the GPUs in turn.")
+    ] = 1,
+    name: Annotated[
+        str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
+    ] = "",
     dtype: Dtype = None,
     quantization: Quantization = "none",
     deterministic: Deterministic = False,
     batch_tokens: BatchTokens = None,
-    pass_timeout: Timeout = 600.0,
-    queue_seconds: Seconds = 45.0,
-    queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue.")] = 1024,
+    pass_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")
+    ] = 600.0,
+    queue_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")
+    ] = 45.0,
     overload_status: Annotated[Literal["503", "429"], typer.Option(help="Status beyond the queue's limits.")] = "503",
-    max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; more get 422.")] = 256,
-    max_request_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum tokens of a request; more get 422.")
-    ] = 131_072,
-    api_key_file: KeyFile = None,
-    allow_host: Hosts = None,
-    allow_origin: Origins = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP: /v1/score, and the protocols of vLLM, SGLang, OpenRLHF, slime, TEI, Cohere and others.
 
@@ -79,17 +72,14 @@ def command(
         deterministic=deterministic,
         pass_timeout=pass_timeout,
         queue_seconds=queue_seconds,
-        queue_requests=queue_requests,
         overload_status=429 if overload_status == "429" else 503,
-        max_responses=max_responses,
-        max_request_tokens=max_request_tokens,
         api_key=key,
         allow_hosts=(*hosts, host) if hosts or key is None else (),
         allow_origins=tuple(allow_origin or ()),
     )
     if key is None and not _is_local(host):
-        warning = f"other machines can reach {host} and no API key is set; set DMOERM_API_KEY or --api-key-file"
-        note(f"warning: {warning}")
+        fix = "set DMOERM_API_KEY or --api-key-file"
+        note(f"warning: other machines can reach {host} and no API key is set; {fix}")
     load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True)
     folder = model_folder(model)
     if Path(folder).exists() or model.count("/") != 1:

@@ -44,12 +44,11 @@ class JudgedLabel:
 
 
 @torch.no_grad()
-def judge_labels(training: Training, capabilities: bool = True) -> list[JudgedLabel]:
+def judge_labels(training: Training) -> list[JudgedLabel]:
     """Judge the labels of the training part by scores that are held out; the most doubtful label first.
 
     Args:
         training: of a finished run; see `load_run`.
-        capabilities: also judge the labels of the capabilities whose heads were fitted exactly.
     """
     judged: list[JudgedLabel] = []
     run = training.run
@@ -57,7 +56,7 @@ def judge_labels(training: Training, capabilities: bool = True) -> list[JudgedLa
         experts = run.model.task_model(task).experts
         train, validation = ([e for e in part if e.task == task] for part in (training.train, training.validation))
         judged += _judged([*train, *validation], task, None, _rewards(training, task, train, validation))
-        for name, head in zip(experts.capabilities, experts.heads, strict=True) if capabilities else ():
+        for name, head in zip(experts.capabilities, experts.heads, strict=True):
             if (folds := training.folds.get((task, name))) is not None:
                 base: Any = run.model.task_model(task).base
                 vectors = base_embeddings(run, base, train)
