@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from tiny import make_tiny_config, train_quietly
+from tiny import make_tiny_config
 from torch import Tensor, nn
 
-from dmoerm.data.splits import load_splits
-from dmoerm.evaluation.methods import MethodContext, fresh_scorer
-from dmoerm.evaluation.scored_groups import score_groups
+from dmoerm.evaluation.methods import MethodContext, fresh_scorer, registered
 from dmoerm.model.heads import BranchScorer
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.examples import examples_of
 from evidence.methods import umm_rm as model
 from evidence.methods.umm_rm import UpcycledMLP, mean_gates, merge, train_method, upcycled
-
-
-def make_context(backbone: str, folder: Path, /, **changes: Any) -> MethodContext:
-    run = train_quietly(make_tiny_config(backbone, folder, **changes))
-    data = load_splits(run.config)
-    examples = examples_of(run, data.train)
-    return MethodContext(run, data, examples, examples[:4], 2, Console(quiet=True))
-
-
-@pytest.fixture(scope="module")
-def context(tiny_backbone, tmp_path_factory) -> MethodContext:
-    """Fully trained branches on a bfloat16 backbone."""
-    folder = tmp_path_factory.mktemp("umm_rm")
-    return make_context(tiny_backbone, folder, backbone={"dtype": "bfloat16"})
 
 
 class Double(nn.Module):
@@ -62,27 +43,24 @@ def test_a_token_passes_through_the_shared_and_its_likeliest_experts() -> None:
     torch.testing.assert_close(top, x * torch.stack([1 - p + 10 * p, 1 - q + 100 * q])[:, None])
     both = mixture(2)(x)
     torch.testing.assert_close(both, x * torch.stack([10 * p + 100 * (1 - p), 100 * q + 10 * (1 - q)])[:, None])
-
-
-def test_an_expert_without_a_token_does_not_run_and_the_router_learns() -> None:
     mlp = mixture(1)
-    mlp(torch.tensor([[[2.0, 0.0]]])).sum().backward()
-    used, unused = mlp.routed
-    assert used.linear.weight.grad is not None
-    assert unused.linear.weight.grad is None
+    mlp(x[:, :1]).sum().backward()
+    grads = [expert.linear.weight.grad for expert in mlp.routed]
+    assert grads[0] is not None
+    assert grads[1] is None, "an expert without a token does not run"
     assert mlp.router.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("active", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_the_upcycled_branch_starts_near_the_pretrained_one(context: MethodContext, active: int) -> None:
+def test_the_upcycled_branch_starts_near_the_pretrained_one(tuned: MethodContext, active: int) -> None:
     """Only the noise, by which all experts differ, separates them."""
-    run, scorer = context.run, fresh_scorer(context.run, model.STEP)
+    run, scorer = tuned.run, fresh_scorer(tuned.run, model.STEP)
     branch = upcycled(scorer.branch, 3, experts=3, active=active)
     mlp = branch.layers[0].mlp
     weights = [expert.gate_proj.weight.float() for expert in (mlp.shared, *mlp.routed)]
     assert len(weights) == 4
     assert all(0 < (weights[i] - weights[j]).std() < 0.03 * weights[0].std() for i in range(4) for j in range(i))
-    some = context.train[:4]
+    some = tuned.train[:4]
     plain = base_embeddings(run, scorer, some)
     mixed = base_embeddings(run, BranchScorer(branch, scorer.head, scorer.pooling), some)
     for key, z in plain.items():
@@ -94,8 +72,8 @@ def test_the_upcycled_branch_starts_near_the_pretrained_one(context: MethodConte
         torch.testing.assert_close(layer.mlp(x), layer.mlp.shared(x))
 
 
-def test_experts_are_merged_by_their_mean_gates(context: MethodContext) -> None:
-    run, start = context.run, fresh_scorer(context.run, model.STEP)
+def test_experts_are_merged_by_their_mean_gates(tuned: MethodContext) -> None:
+    run, start = tuned.run, fresh_scorer(tuned.run, model.STEP)
     branch = upcycled(start.branch, 5, experts=3)
     scorer = BranchScorer(branch, start.head, start.pooling)
     logits: list[list[Tensor]] = [[] for _ in branch.layers]
@@ -103,7 +81,7 @@ def test_experts_are_merged_by_their_mean_gates(context: MethodContext) -> None:
         layer.mlp.router.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
         for layer, kept in zip(branch.layers, logits, strict=True)
     ]
-    some = context.train[:6]
+    some = tuned.train[:6]
     base_embeddings(run, scorer, some)
     for hook in hooks:
         hook.remove()
@@ -123,9 +101,9 @@ def test_experts_are_merged_by_their_mean_gates(context: MethodContext) -> None:
     assert branch.state_dict().keys() == start.branch.state_dict().keys()
 
 
-def test_the_merged_model_is_one_dense_model_in_float32(context: MethodContext) -> None:
-    trained = train_method(context)
-    run, general = context.run, context.run.model.general
+def test_the_merged_model_is_one_dense_model_in_float32(tuned: MethodContext, members: Any) -> None:
+    method = train_method(tuned)
+    run, general = tuned.run, tuned.run.model.general
     state = run.step(model.STEP, lambda _: pytest.fail("trained again"))
     assert {name: tensor.shape for name, tensor in state.items()} == {
         name: tensor.shape for name, tensor in general.state_dict().items()
@@ -135,21 +113,17 @@ def test_the_merged_model_is_one_dense_model_in_float32(context: MethodContext) 
     moved = [name for name, tensor in state.items() if not torch.equal(tensor, pretrained[name].float())]
     assert any("mlp" in name for name in moved)
     assert any("self_attn" in name for name in moved)
-    scored = [
-        score_groups(run.model, context.data.test, console=Console(quiet=True), scorers={"umm": method.score})
-        for method in (trained, train_method(context))  # trained, and read
-    ]
-    for group, again in zip(*scored, strict=True):
-        assert torch.isfinite(torch.tensor(group.members["umm"])).all()
-        assert group.members["umm"].tolist() == again.members["umm"].tolist()
-        assert group.members["umm"][0].tolist() != group.rewards["general"].tolist()
+    group = tuned.data.test[0]
+    first, again = (members(tuned, each, group)[0].tolist() for each in (method, train_method(tuned)))
+    assert first == again, "trained, and read"
+    assert first != members(tuned, registered()["general"].train(tuned), group)[0].tolist()
 
 
 @pytest.mark.slow
-def test_a_lora_trains_experts_and_routers(tiny_backbone, tmp_path, monkeypatch) -> None:
+def test_a_lora_trains_experts_and_routers(trained, tiny_backbone, tmp_path, monkeypatch) -> None:
     """The recipe's LoRA is on the attention only; the method's is on the MLPs and the routers too."""
     changes = {"base": "lora", "base_lora": {"rank": 2, "dropout": 0.1}, "phase0": {"learning_rate": 1e-2}}
-    context = make_context(tiny_backbone, tmp_path, **changes)
+    tuned = trained(make_tiny_config(tiny_backbone, tmp_path, **changes))
     before: dict[str, Tensor] = {}
 
     def keep_and_merge(branch: nn.Module, gates: list[Tensor]) -> None:
@@ -157,8 +131,8 @@ def test_a_lora_trains_experts_and_routers(tiny_backbone, tmp_path, monkeypatch)
         merge(branch, gates)
 
     monkeypatch.setattr(model, "merge", keep_and_merge)
-    assert train_method(context) is not None
-    run = context.run
+    assert train_method(tuned) is not None
+    run = tuned.run
     start = upcycled(fresh_scorer(run, model.STEP).branch, run.seed(model.STEP)).state_dict()
     assert before.keys() == start.keys()
     changed = {name for name, tensor in start.items() if not torch.equal(before[name], tensor)}
@@ -170,14 +144,9 @@ def test_a_lora_trains_experts_and_routers(tiny_backbone, tmp_path, monkeypatch)
     assert state.keys() == run.model.general.state_dict().keys()
 
 
-def test_a_frozen_branch_has_no_such_method(tiny_backbone, tmp_path) -> None:
-    context = make_context(tiny_backbone, tmp_path, base="frozen", phase2={"fit": "exact"})
-    assert train_method(context) is None
-    assert not any("umm_rm" in name for name in context.run.metrics())
-
-
-def test_layers_without_a_dense_mlp_are_recognized(context: MethodContext) -> None:
-    branch = fresh_scorer(context.run, model.STEP).branch
+def test_it_needs_trained_branches_with_dense_mlps(exact: MethodContext, tuned: MethodContext) -> None:
+    assert train_method(exact) is None, "the branch is frozen"
+    branch = fresh_scorer(tuned.run, model.STEP).branch
     assert model.has_dense_mlps(branch)
     branch.layers[0].mlp.stacked = nn.Parameter(torch.zeros(2, 3, 3))
     assert not model.has_dense_mlps(branch)
