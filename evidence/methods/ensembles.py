@@ -83,7 +83,7 @@ def train_members(context: MethodContext, bagging: bool = False, size: int | Non
     """
     run = context.run
     members = [] if bagging else [run.model.general]
-    if not bagging and has_exact_head(run):
+    if not bagging and run.frozen:
         return members
     while len(members) < (size or SIZE):
         name = f"baselines/{'bagged' if bagging else 'member'}{len(members)}"
@@ -96,11 +96,6 @@ def train_members(context: MethodContext, bagging: bool = False, size: int | Non
         apply_base(start, state)
         members.append(start)
     return members
-
-
-def has_exact_head(run: Run) -> bool:
-    """Return whether the general model is a head that is fitted exactly, a convex problem with one solution."""
-    return run.config.phase0.fit == "exact"
 
 
 def single_rewards(run: Run, scorer: BranchScorer, batch: ScoringBatch) -> Tensor:

@@ -24,7 +24,7 @@ from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import exact_metrics, fit_all_labels_head, head_state
 from dmoerm.training.phases import apply_base, train_base
 from dmoerm.training.steps import State, StepMetrics
-from evidence.methods.ensembles import has_exact_head, single_rewards
+from evidence.methods.ensembles import single_rewards
 
 _ALL_LABELS = "baselines/all_labels_general"
 
@@ -40,7 +40,7 @@ def _train_all_labels_general(context: MethodContext, start: BranchScorer, folde
     """Train as phase 0 does on its labels; an exact head has the normalizer of the general model."""
 
     run = context.run
-    if not has_exact_head(run):
+    if not run.frozen:
         train = joined_pairs(context.train)
         return train_base(run, start, train, context.validation, run.config.phase0, folder)
     head = copy.deepcopy(run.model.general.head)
