@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from dmoerm.config import Config, changed, load_config
-from dmoerm.data.splits import load_splits
-from dmoerm.data.splitting import split_by_prompt
+from dmoerm.data.splits import held_out, load_splits
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.comparison import seed_config
 from dmoerm.io.paths import write_file
@@ -92,8 +91,11 @@ def run_data(config: Config, prompts: int) -> Data:
 
 def generated(prompts: int, seed: int) -> Data:
     """Return generated groups; training labels are the simulated annotators', test labels gold."""
-    train, test = split_by_prompt(testbed.generate(prompts, seed=seed), _TEST_FRACTION, seed)
-    return Data(list(train), [testbed.gold_group(group) for group in test], load_taxonomy("paper-en"))
+    groups = testbed.generate(prompts, seed=seed)
+    parts: tuple[list[Group], list[Group]] = [], []
+    for group, is_test in zip(groups, held_out(groups, _TEST_FRACTION, seed), strict=True):
+        parts[is_test].append(group)
+    return Data(parts[0], [testbed.gold_group(group) for group in parts[1]], load_taxonomy("paper-en"))
 
 
 def condition_run(config: Config, name: str, changes: Changes, seed: int, prompts: int = 96) -> Config:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmoerm.data.overall import overall_from_capabilities
+from dmoerm.data.groups import overall_from_capabilities
 from dmoerm.evaluation.methods import Method, MethodContext, TrainedMethod, fresh_scorer, joined_pairs, register
 from dmoerm.evaluation.scored_groups import ScoringBatch
 from dmoerm.model.heads import BranchScorer

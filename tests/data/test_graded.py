@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dmoerm.data.overall import overall_from_capabilities
+from dmoerm.data.groups import overall_from_capabilities
 from dmoerm.data.readers import Reading
 from dmoerm.errors import DataError
 from dmoerm.schema import Grades, Group, Pair

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.data.splitting import content_order, digest, split_by_prompt, take
+from dmoerm.data.splits import content_order, digest, held_out, take
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Group, prompt_key
 
@@ -26,8 +26,16 @@ def prompts(groups: list[Group]) -> set[str]:
 
 def take_groups(groups: list[Group], per_task: int) -> list[Group]:
     """The groups that a run with `data.groups_per_task` keeps."""
-    tasks, keys = [group.task or "" for group in groups], [digest(0, prompt_key(g.prompt)) for g in groups]
-    return [groups[index] for index in take(tasks, keys, per_task, lambda index: content_order(groups[index], 0))]
+    places = [(group.task or "", digest(0, prompt_key(group.prompt))) for group in groups]
+    return [groups[index] for index in take(places, per_task, lambda index: content_order(groups[index], 0))]
+
+
+def split_by_prompt(groups: list[Group], fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
+    """Split the groups into (rest, held out), both in their order."""
+    parts: tuple[list[Group], list[Group]] = [], []
+    for member, held in zip(groups, held_out(groups, fraction, seed), strict=True):
+        parts[held].append(member)
+    return parts
 
 
 def many(count: int = 200, task: str = "chat") -> list[Group]:
@@ -86,8 +94,3 @@ def test_taking_groups_keeps_as_many_prompts_as_possible(groups: list[Group], pe
 @given(GROUPS, st.integers(0, 10))
 def test_taking_more_keeps_what_was_taken(groups: list[Group], per_task: int) -> None:
     assert set(map(str, take_groups(groups, per_task))) <= set(map(str, take_groups(groups, per_task + 3)))
-
-
-def test_a_negative_number_of_groups_is_refused() -> None:
-    with pytest.raises(ConfigError, match="per_task"):
-        take_groups([], -1)

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from dmoerm.config import Config
-from dmoerm.data.splits import load_splits
-from dmoerm.data.splitting import held_out
+from dmoerm.data.splits import held_out, load_splits
 from dmoerm.training.examples import examples_of
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import prepare

@@ -21,7 +21,7 @@ from tiny import assert_same as assert_same_scores
 from transformers import AutoConfig
 
 from dmoerm.config import Config, changed, dump_config, load_config
-from dmoerm.data.splitting import held_out
+from dmoerm.data.splits import held_out
 from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group

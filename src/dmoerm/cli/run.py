@@ -21,13 +21,14 @@ from .tables import print_comparison, print_results, screen, table
 if TYPE_CHECKING:
     from .. import model as models
     from .. import report, training
-    from ..data import overall, splits
+    from ..data import groups as stored
+    from ..data import splits
     from ..distributed import cluster
     from ..distributed import training as ray_training
     from ..evaluation import comparison as comparing
     from ..evaluation import measure
 else:
-    report, training, models, overall, splits = lazily("report", "training", "model", "data.overall", "data.splits")
+    report, training, models, stored, splits = lazily("report", "training", "model", "data.groups", "data.splits")
     cluster, ray_training = lazily("distributed.cluster", "distributed.training")
     comparing, measure = lazily("evaluation.comparison", "evaluation.measure")
 
@@ -189,7 +190,7 @@ def eval_(
             reason = f"the model has no task {task!r}; it has {', '.join(known)}"
             note(f"the router decides for {count} groups: {reason}")
         groups = [g if not g.task or g.task in known else g.model_copy(update={"task": None}) for g in groups]
-        groups = overall.overall_from_capabilities(groups)
+        groups = stored.overall_from_capabilities(groups)
     elif config is None:
         raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
     elif not config.data.holds_out():

@@ -6,21 +6,71 @@ again: a `Finish` applies it when a group is read.
 
 from __future__ import annotations
 
+import math
 import pickle
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any, overload
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-from ..schema import Group, Position
-from .overall import Scales, with_overall
+from ..schema import Grades, Group, Position
 
 _FIELDS = tuple(Group.model_fields)
+Scales = Mapping[tuple[str | None, str], tuple[float, float]]
+"""(task, capability) → mean and standard deviation of its grades."""
+
+
+# --- overall scores from capability grades -------------------------------------------------------------------------
+
+
+def overall_from_capabilities(groups: Iterable[Group], scales_of: Iterable[Group] | None = None) -> list[Group]:
+    """Return the groups in order; those without overall grades get scores computed from their capability grades.
+
+    A response's score is the mean of its grades, each standardized (mean 0, standard deviation 1) over all grades of
+    its task and capability. Missing grades are skipped; a capability whose grades are all equal counts as 0. These
+    groups have `scores_derived` set. Report them separately: such a score favors methods that combine capabilities.
+    Groups with scores or ranks, and groups with a response that has no grade at all, are returned unchanged.
+
+    Args:
+        scales_of: the groups that define mean and standard deviation, such as the training part; None: `groups`.
+    """
+    groups = list(groups)
+    scales = scales_from(groups if scales_of is None else scales_of)
+    return [_with_overall(group, scales) for group in groups]
+
+
+def scales_from(groups: Iterable[Group]) -> Scales:
+    """Return the scales of the groups' grades."""
+    graded: dict[tuple[str | None, str], array[float]] = {}
+    for group in groups:
+        for name, grades in group.capabilities.items():
+            graded.setdefault((group.task, name), array("d")).extend(value for value in grades if value is not None)
+    return {key: (fmean(values), pstdev(values)) for key, values in graded.items() if values}
+
+
+def _with_overall(group: Group, scales: Scales) -> Group:
+    if group.grades is not None:
+        return group
+    columns = list[Grades]()
+    for name, grades in group.capabilities.items():
+        if (group.task, name) in scales:
+            mean, deviation = scales[group.task, name]
+            scale = deviation if deviation > 1e-12 else math.inf  # equal grades count as 0
+            columns.append(tuple(None if value is None else (value - mean) / scale for value in grades))
+    rows = [[value for value in row if value is not None] for row in zip(*columns, strict=True)]
+    if not rows or not all(rows):
+        return group
+    return group.model_copy(update={"scores": tuple(map(fmean, rows)), "scores_derived": True})
+
+
+# --- groups on disk ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,19 +91,15 @@ class Finish:
 
     def __call__(self, group: Group) -> Group:
         """Return the group with the changes."""
-        changes: dict[str, Any] = {}
         if self.task and not group.task:
             group = group.model_copy(update={"task": self.task})
         if self.scales is not None:
-            group = with_overall(group, self.scales)
-        if not self.human_grades:
-            changes["capabilities"] = {}
+            group = _with_overall(group, self.scales)
+        labels = {"capabilities": group.capabilities if self.human_grades else {}, "judge_labels": group.judge_labels}
         if self.kept is not None and group.task is not None:  # the router assigns a missing task later
             kept = self.kept[group.task]
-            for labels in ("capabilities", "judge_labels"):
-                graded = changes.get(labels, getattr(group, labels))
-                changes[labels] = {name: grades for name, grades in graded.items() if name in kept}
-        return group.model_copy(update=changes) if changes else group
+            labels = {key: {c: each[c] for c in each if c in kept} for key, each in labels.items()}
+        return group if self == Finish() else group.model_copy(update=labels)
 
 
 class StoredGroups(Sequence[Group]):

@@ -15,18 +15,19 @@ import csv
 import gzip
 import io
 import itertools
-import json
 import re
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn
+from typing import IO, Any
+
+from pydantic_core import from_json
 
 from ..errors import DataError
 from ..io.storage import is_url, open_binary
-from .values import SkippedRow
+from .values import SkippedRow, parsed
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
 """The line of a row, from 1 (in Parquet files, JSON arrays and datasets: the number of the row), and the row."""
@@ -35,7 +36,7 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _COMPRESSIONS = (".gz", ".zst")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DATASET_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_FAULT_AT = re.compile(r"(.+) at line (\d+) column (\d+)")  # pydantic_core's message
 _BATCH_ROWS = 256
 
 
@@ -76,31 +77,25 @@ def is_compressed(file: str) -> bool:
 
 def _text_rows(path: str, kind: str) -> Iterator[PlacedRow]:
     try:
-        with _decompressed(path) as file:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(open_binary(path))
+            if path.endswith(".gz"):
+                file = stack.enter_context(gzip.open(file))
+            elif path.endswith(".zst"):
+                import pyarrow
+
+                raw: Any = stack.enter_context(
+                    pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+                )
+                file = stack.enter_context(io.BufferedReader(raw))
             if kind in (".csv", ".tsv"):
                 yield from delimited_rows(file, "\t" if kind == ".tsv" else None)
-            elif kind == ".json":
-                yield from _json_rows(file)
             else:
-                yield from line_rows(file)
+                yield from _json_rows(file) if kind == ".json" else line_rows(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", file=path, hint="check the file") from None
     except DataError as error:  # of the text itself, such as its encoding
         raise error.at(path, error.line) from None
-
-
-@contextlib.contextmanager
-def _decompressed(path: str) -> Iterator[IO[bytes]]:
-    with contextlib.ExitStack() as stack:
-        file: Any = stack.enter_context(open_binary(path))
-        if path.endswith(".gz"):
-            file = stack.enter_context(gzip.open(file))
-        elif path.endswith(".zst"):
-            import pyarrow
-
-            raw: Any = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
-            file = stack.enter_context(io.BufferedReader(raw))
-        yield file
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[PlacedRow]:
@@ -119,15 +114,12 @@ def _json_rows(file: IO[bytes]) -> Iterator[PlacedRow]:
 def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
     """Yield the rows of JSON Lines; `first` is the number of the first line."""
     for line, content in enumerate(lines, first):
-        if line == 1:
-            content = content.removeprefix(_BYTE_ORDER_MARK)
-        if not content.strip():
-            continue
-        try:
-            row = _as_row(_decode(content.rstrip()))
-        except DataError as error:
-            row = error
-        yield line, row
+        if content.removeprefix(_BYTE_ORDER_MARK).strip():
+            try:
+                row = _as_row(_decode(content.rstrip()))
+            except DataError as error:
+                row = error
+            yield line, row
 
 
 def _as_row(value: Any) -> dict[str, Any] | DataError:
@@ -140,67 +132,14 @@ def _decode(content: bytes) -> Any:
     """Decode JSON text. Raise `DataError` for bytes that are not UTF-8, invalid JSON, NaN and lone surrogates."""
     text = _utf8(content).removeprefix("\ufeff")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except DataError:
-        raise
-    except json.JSONDecodeError as error:
-        near = text[max(0, error.pos - 20) : error.pos + 20]
-        message = f"is not valid JSON: {error.msg} at column {error.colno}"
-        raise DataError(message, line=error.lineno, value=near, hint="write one JSON object per line") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting thousands deep
-        raise DataError(f"cannot be read as JSON: {error}", hint="write one JSON object per line") from None
-    if _SURROGATE_ESCAPE.search(text):
-        _refuse_surrogates(value)
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise DataError("is not valid JSON: not a number", value=name, hint="write null for a missing grade")
-
-
-def _refuse_surrogates(value: Any) -> None:
-    text = ""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-        text.encode()
-    except RecursionError:
-        raise DataError("is nested too deeply", hint="write one JSON object per line") from None
-    except UnicodeEncodeError as error:
-        near = text[max(0, error.start - 20) : error.start + 20]
-        hint = "write the text as valid Unicode"
-        raise DataError("contains a lone surrogate, which is not valid Unicode", value=near, hint=hint) from None
-
-
-# --- comma- and tab-separated text ---------------------------------------------------------------------------------
-
-
-def delimited_rows(lines: Iterable[bytes], delimiter: str | None = None) -> Iterator[PlacedRow]:
-    """Yield each record with its first line, from 1, under the names of the header.
-
-    Args:
-        delimiter: the character between cells; None: the comma, semicolon or tab that the header has most often.
-
-    Raises:
-        DataError: the text is not UTF-8, or the header names a column twice.
-    """
-    csv.field_size_limit(2**31 - 1)
-    text = (_utf8(content, number) for number, content in enumerate(lines, 1))
-    first = next(text, "").removeprefix("\ufeff")
-    delimiter = delimiter or max(",;\t", key=first.count)
-    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
-    header = _header(reader)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            hint = 'put a cell with line breaks in double quotes, and write a double quote in it as ""'
-            yield line, DataError(f"is not a valid record: {error}", hint=hint)
-            continue
-        if cells:
-            yield line, _record(header, cells)
+        return from_json(text, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        fault = _FAULT_AT.fullmatch(str(error))
+    message, line, column = fault.groups() if fault else ("", "1", "1")
+    faulty = text.encode().split(b"\n")[int(line) - 1]
+    near = faulty[max(0, int(column) - 20) : int(column) + 20].decode(errors="ignore")
+    hint = "write one JSON object per line, with null for what is missing"
+    raise DataError(f"is not valid JSON: {message} at column {column}", line=int(line), value=near, hint=hint)
 
 
 def _utf8(content: bytes, line: int | None = None) -> str:
@@ -212,36 +151,53 @@ def _utf8(content: bytes, line: int | None = None) -> str:
         raise DataError(message, line=line, value=near, hint="save the file as UTF-8") from None
 
 
-def _header(reader: Iterator[list[str]]) -> list[str]:
+# --- comma- and tab-separated text ---------------------------------------------------------------------------------
+
+
+def delimited_rows(lines: Iterable[bytes], delimiter: str | None = None) -> Iterator[PlacedRow]:
+    """Yield each record with its first line, from 1, under the names of the header.
+
+    Args:
+        delimiter: the character between cells; by default the comma, semicolon or tab that the header has most often.
+
+    Raises:
+        DataError: the text is not UTF-8, or the header is invalid or names a column twice.
+    """
+    csv.field_size_limit(2**31 - 1)
+    text = (_utf8(content, number) for number, content in enumerate(lines, 1))
+    first = next(text, "").removeprefix("\ufeff")
+    delimiter = delimiter or max(",;\t", key=first.count)
+    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise DataError(f"the header is not a valid record: {error}", line=1, hint="name the columns there") from None
-    twice = [name for name, count in Counter(header).items() if count > 1 and name]
-    if twice:
+    if twice := [name for name, count in Counter(header).items() if count > 1 and name]:
         raise DataError("the header names a column twice", line=1, value=twice[0], hint="rename one of them")
-    return header
-
-
-def _record(header: list[str], cells: list[str]) -> dict[str, Any] | DataError:
-    if not any(cells):
-        return SkippedRow("all cells are empty")
-    if len(cells) != len(header):
-        message = f"has {len(cells)} cells where the header has {len(header)}"
-        return DataError(message, value=cells, hint="put a cell that holds the delimiter in double quotes")
-    return {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if name}
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = 'put a cell with line breaks in double quotes, and write a double quote in it as ""'
+            yield line, DataError(f"is not a valid record: {error}", hint=hint)
+            continue
+        if len(cells) == len(header) and any(cells):
+            yield line, {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if name}
+        elif any(cells):
+            message = f"has {len(cells)} cells where the header has {len(header)}"
+            yield line, DataError(message, value=cells, hint="put a cell that holds the delimiter in double quotes")
+        elif cells:
+            yield line, SkippedRow("all cells are empty")
 
 
 def _cell(cell: str) -> Any:
     """Return null for an empty cell, and the conversation that a cell holds as JSON."""
-    if cell.startswith("[") and '{"' in cell:
-        try:
-            turns = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if turns and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns):
-            return turns
-    return cell or None
+    turns = parsed(cell) if cell.startswith("[") and '{"' in cell else None
+    talk = isinstance(turns, list) and all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in turns)
+    return turns if turns and talk else cell or None
 
 
 # --- Parquet and datasets ------------------------------------------------------------------------------------------
@@ -252,32 +208,22 @@ def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    number = start
+    row = 0
     try:
         with open_binary(path) as source, parquet.ParquetFile(source) as file:
-            before, groups = _row_groups(file.metadata, start, stop)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
-                rows = batch.slice(max(start - before, 0), max(stop - max(start, before), 0))
-                for row in rows.to_pylist(maps_as_pydicts="strict"):
-                    number += 1
-                    yield number, row
-                before += batch.num_rows
+            for group in range(file.metadata.num_row_groups):
+                end = row + file.metadata.row_group(group).num_rows
+                if end <= start or row >= stop:
+                    row = end
+                    continue
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+                    skipped = max(start - row, 0)
+                    rows = batch.slice(skipped, max(stop - row - skipped, 0)).to_pylist(maps_as_pydicts="strict")
+                    yield from enumerate(rows, row + skipped + 1)
+                    row += batch.num_rows
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        message = f"cannot be read as Parquet after row {number}: {error}"
+        message = f"cannot be read as Parquet after row {row}: {error}"
         raise DataError(message, file=path, hint="check that the file is complete") from None
-
-
-def _row_groups(metadata: Any, start: int, stop: int) -> tuple[int, list[int]]:
-    """Return the number of rows before the row groups that contain rows `start` to `stop` − 1, and these row groups."""
-    before, groups, row = 0, [], 0
-    for group in range(metadata.num_row_groups):
-        end = row + metadata.row_group(group).num_rows
-        if end <= start:
-            before = end
-        elif row < stop:
-            groups.append(group)
-        row = end
-    return before, groups
 
 
 def _dataset_rows(name: str, split: str, streaming: bool) -> Iterator[PlacedRow]:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import set_seed
 
 from ..config import BranchStepConfig, ExactConfig, ExpertConfig, TrainedAggregatorConfig
-from ..data.splitting import held_out
+from ..data.splits import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..names import folder_name

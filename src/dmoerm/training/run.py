@@ -25,8 +25,7 @@ from torch import Tensor
 from ..chat.truncation import count_truncation
 from ..config import AggregatorConfig, Config, dump_config
 from ..config.loading import flat
-from ..data.splits import Splits, load_splits
-from ..data.splitting import held_out
+from ..data.splits import Splits, held_out, load_splits
 from ..errors import ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
