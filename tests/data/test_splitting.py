@@ -26,8 +26,8 @@ def prompts(groups: list[Group]) -> set[str]:
 
 def take_groups(groups: list[Group], per_task: int) -> list[Group]:
     """The groups that a run with `data.groups_per_task` keeps."""
-    places = [(group.task or "", digest(0, prompt_key(group.prompt))) for group in groups]
-    return [groups[index] for index in take(places, per_task, lambda index: content_order(groups[index], 0))]
+    members = [(group.task or "", digest(0, prompt_key(group.prompt))) for group in groups]
+    return [groups[index] for index in take(members, per_task, lambda index: content_order(groups[index], 0))]
 
 
 def split_by_prompt(groups: list[Group], fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
@@ -50,13 +50,13 @@ def test_a_prompt_is_on_one_side_and_no_group_is_lost(groups: list[Group], fract
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, unique=True), FRACTIONS)
-def test_both_sides_have_prompts_of_every_task(numbers: list[int], fraction: float) -> None:
+def test_both_sides_have_membersof_every_task(numbers: list[int], fraction: float) -> None:
     groups = [group(task, f"{task} {number}") for number in numbers for task in ("chat", "qa")]
     for side in split_by_prompt(groups, fraction):
         assert {member.task for member in side} == {"chat", "qa"}
 
 
-def test_tasks_that_share_prompts_have_both_sides_too() -> None:
+def test_tasks_that_share_membershave_both_sides_too() -> None:
     for seed in range(20):
         groups = [group("large", str(number)) for number in range(10)] + [group("small", "3"), group("small", "5")]
         for side in split_by_prompt(groups, 0.2, seed):
@@ -82,7 +82,7 @@ def test_the_ends_and_a_single_prompt() -> None:
 
 
 @given(GROUPS, st.integers(0, 10))
-def test_taking_groups_keeps_as_many_prompts_as_possible(groups: list[Group], per_task: int) -> None:
+def test_taking_groups_keeps_as_many_membersas_possible(groups: list[Group], per_task: int) -> None:
     taken = take_groups(groups, per_task)
     for task in ("chat", "qa", None):
         members = [member for member in groups if member.task == task]

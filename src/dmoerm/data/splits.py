@@ -28,7 +28,7 @@ from .groups import Finish, GroupWriter, StoredGroups, scales_from
 from .readers import check_columns, read_groups
 
 _SHOWN_BAD_ROWS = 10
-Place = tuple[str, bytes]
+TaskPrompt = tuple[str, bytes]
 """A group's task ("" for none) and the digest of its prompt, by which prompts are ordered."""
 
 
@@ -91,10 +91,10 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     rest = reader.without(reader.without(files, held, "test_files"), validation, "validation_files")
     if data.groups_per_task:
         whole = groups.select(rest, finish)
-        taken = take(reader.places(rest), data.groups_per_task, lambda index: content_order(whole[index], seed))
+        taken = take(reader.prompts(rest), data.groups_per_task, lambda index: content_order(whole[index], seed))
         rest = [rest[index] for index in taken]
     if not held:
-        out = hold_out(reader.places(rest), data.test_fraction)
+        out = hold_out(reader.prompts(rest), data.test_fraction)
         held, rest = ([row for row, is_out in zip(rest, out, strict=True) if is_out is part] for part in (True, False))
     rest += validation
 
@@ -104,7 +104,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     if tasks is None:
         unlabeled |= _without_pairs(taxonomy, groups.select(rest, trained))
         # the column of tasks may name rows and not kinds of prompts
-        prompts = Counter(task for task, _ in set(reader.places(rest)))
+        prompts = Counter(task for task, _ in set(reader.prompts(rest)))
         if single := sorted(task for task in taxonomy.tasks if prompts[task] == 1):
             names = ", ".join(single[:3]) + (f" and {len(single) - 3} more" if len(single) > 3 else "")
             hint = "name kinds of prompts that many prompts share"
@@ -148,7 +148,7 @@ class _Reader:
         self.known: list[_Known] = []
         self.skipped, self.unknown_columns = Counter[str](), Counter[str]()
 
-    def places(self, rows: Sequence[int]) -> list[Place]:
+    def prompts(self, rows: Sequence[int]) -> list[TaskPrompt]:
         return [self.known[row][:2] for row in rows]
 
     def without(self, rows: list[int], others: list[int], setting: str) -> list[int]:
@@ -266,7 +266,7 @@ def held_out(groups: Iterable[Group], fraction: float, seed: int = 0) -> list[bo
     return hold_out([(group.task or "", digest(seed, prompt_key(group.prompt))) for group in groups], fraction)
 
 
-def hold_out(groups: Sequence[Place], fraction: float) -> list[bool]:
+def hold_out(groups: Sequence[TaskPrompt], fraction: float) -> list[bool]:
     """Hold out about `fraction` of each task's prompts.
 
     All groups on one prompt are in the same part, whatever their tasks. For 0 < fraction < 1, each task with two or
@@ -294,7 +294,7 @@ def hold_out(groups: Sequence[Place], fraction: float) -> list[bool]:
     return [key in held for _, key in groups]
 
 
-def take(groups: Sequence[Place], per_task: int, order: Callable[[int], Any]) -> list[int]:
+def take(groups: Sequence[TaskPrompt], per_task: int, order: Callable[[int], Any]) -> list[int]:
     """Return the indices, ascending, of at most `per_task` groups of each task, on as many prompts as possible.
 
     A larger `per_task` returns the same groups and more.
