@@ -113,7 +113,10 @@ def _arrive(
     for task in dict.fromkeys(group.task for group in test):  # so that passes hold the same groups at every arrival
         part = [group for group in test if group.task == task]
         scored += score_groups(
-            run.model, part, cache=run.cache, scorers={"given": lambda batch: batch.given_task[None]}
+            run.model,
+            part,
+            cache=run.cache,
+            scorers={"given": lambda batch: batch.by_task(batch.tasks, "reward")[None]},
         )
     given = {s.group.id: s.members["given"][0] for s in scored}
     changed_groups = [key for key, rewards in before.items() if not np.array_equal(rewards, given[key])]

@@ -213,13 +213,13 @@ def score_samples(suite: Suite, samples: Sequence[Samples]) -> list[ScoredSample
 
     A prompt's samples are scored in chunks; members are combined once all of them are scored.
     """
-    run, scorers = suite.context.run, suite.scorers()
+    run, scorers = suite.context.run, suite.scorers
     chunks = [prompt.chunks() for prompt in samples]
     queries = [chunk for row in chunks for chunk in row]
     members: list[Mapping[str, Array]] = []
     for start in range(0, len(queries), _SHARD):
         scored = score_groups(run.model, queries[start : start + _SHARD], None, Console(quiet=True), run.cache, scorers)
-        members += [suite.by_method(group.members) for group in scored]
+        members += [group.members for group in scored]
     remaining, results = iter(members), list[ScoredSamples]()
     for prompt, row in zip(samples, chunks, strict=True):
         parts = [next(remaining) for _ in row]

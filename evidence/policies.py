@@ -78,7 +78,7 @@ def optimize_policies(
         for (condition, changes), seed in itertools.product(conditions.items(), seeds):
             config = condition_run(settings.config, condition, changes, seed, prompts)
             suite = open_suite(config, chosen, progress.console)
-            if missing := [name for name in methods if name not in suite.in_pass]:
+            if missing := [name for name in methods if name not in suite.scorers]:
                 raise ConfigError(f"{missing[0]}: does not exist for this run or is a run of its own; leave it out")
             for method, weight in itertools.product(methods, weights):
                 rl = weight.model_copy(update={"seed": seed})

@@ -73,7 +73,7 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
 
 
 def _train_given_task(_: MethodContext) -> TrainedMethod:
-    return TrainedMethod(lambda batch: batch.given_task[None])
+    return TrainedMethod(lambda batch: batch.by_task(batch.tasks, "reward")[None])
 
 
 def _train_risk(context: MethodContext) -> TrainedMethod | None:

@@ -55,9 +55,7 @@ def new_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.syspath_prepend(str(folder))
         patch.setattr(methods, "_methods", {name: methods._methods[name] for name in METHODS})
         patch.setattr(methods, "entry_points", lambda group: [entry] if group == entry.group else [])
-        methods._load_entry_points.cache_clear()
         yield
-    methods._load_entry_points.cache_clear()
 
 
 @pytest.fixture(scope="module")

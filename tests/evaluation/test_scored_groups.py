@@ -65,7 +65,7 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
     swapped = {"chitchat": "objective_qa", "objective_qa": "chitchat"}
     others = [group.model_copy(update={"task": swapped[group.task or ""]}) for group in groups]
     free = [group.model_copy(update={"task": None}) for group in groups]
-    given = {"given_task": lambda batch: batch.given_task[None]}
+    given = {"given_task": lambda batch: batch.by_task(batch.tasks, "reward")[None]}
     found = [
         score_groups(model, part, batch_tokens=300, console=QUIET, scorers=given) for part in (groups, others, free)
     ]

@@ -21,7 +21,7 @@ from rich.console import Console
 from ..config import Config, changed
 from ..data.splits import load_splits
 from ..errors import ConfigError, DataError
-from ..schema import GENERATED, Group, Query
+from ..schema import GENERATED, Query
 from ..training import train
 from ..training.calibration import temperature
 from ..training.router import assign_tasks
@@ -39,8 +39,8 @@ from .metrics import (
     reliability,
     router_result,
 )
-from .results import CalibrationResult, Comparison, Estimate, LengthBias, RouterResult, versions
-from .scored_groups import ScoredGroup, score_groups, with_empty_lowest
+from .results import MEAN, CalibrationResult, Comparison, LengthBias, RouterResult, versions
+from .scored_groups import BatchScorer, ScoredGroup, score_groups, with_empty_lowest
 
 Q = TypeVar("Q", bound=Query)
 
@@ -58,21 +58,9 @@ class Suite:
     trained: Mapping[str, TrainedMethod]
 
     @property
-    def in_pass(self) -> list[str]:
+    def scorers(self) -> dict[str, BatchScorer]:
         """The methods that score in the run's passes."""
-        return [name for name, method in self.trained.items() if method.score is not None]
-
-    def scorers(self) -> dict[str, Any]:
-        """Return name → scorer; methods that share a trained part share a scorer under the name of the first."""
-        return {name: self.trained[name].score for name in dict.fromkeys(self._sources().values())}
-
-    def by_method(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the members' rewards of every method of `in_pass` from those of `scorers`."""
-        return {name: members[source] for name, source in self._sources().items()}
-
-    def _sources(self) -> dict[str, str]:
-        first: dict[int, str] = {}
-        return {name: first.setdefault(id(self.trained[name]), name) for name in self.in_pass}
+        return {name: method.score for name, method in self.trained.items() if method.score is not None}
 
     def combine(self, members: Mapping[str, np.ndarray], empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
         """Combine the members' rewards (k, N) of the responses to one prompt to the methods' rewards (N,).
@@ -89,35 +77,11 @@ class Suite:
         return rewards
 
     def score(self, queries: Sequence[Q], keep: bool = True) -> list[ScoredGroup[Q]]:
-        """Score queries by every method of `in_pass`; with `keep`, cache the activations for other runs."""
+        """Score queries by every method of `scorers`; with `keep`, cache the activations for other runs."""
         run = self.context.run
         cache = run.cache if keep else None
-        scored = score_groups(run.model, queries, None, self.context.console, cache, self.scorers())
-        return [replace(s, rewards=self.combine(self.by_method(s.members), s.empty)) for s in scored]
-
-    def temperatures(self) -> dict[tuple[str, str], float]:
-        """Fit T per method and task: σ((reward_a − reward_b) / T) predicts the labels of the validation prompts.
-
-        A task without validation prompts uses its training groups. The temperature of `dmoerm` is in the model.
-        """
-        temperatures: dict[tuple[str, str], float] = {}
-        for task in self.context.data.taxonomy.tasks:
-            parts = (
-                [e for e in part if e.task == task and e.pairs.get(None)]
-                for part in (self.context.validation, self.context.train)
-            )
-            examples = next((part for part in parts if part), [])
-            scored = self.score([e.group for e in examples])
-            for method in set(self.in_pass) - {"dmoerm"} if examples else ():
-                margins = [
-                    (s.rewards[method][pair.better] - s.rewards[method][pair.worse], 1 / len(e.pairs[None]))
-                    for s, e in zip(scored, examples, strict=True)
-                    for pair in e.pairs[None]
-                ]
-                differences, weights = np.array(margins).T
-                unit = max(float(differences.std()), 1e-9)
-                temperatures[method, task] = unit * temperature(differences / unit, weights)
-        return temperatures
+        scored = score_groups(run.model, queries, None, self.context.console, cache, self.scorers)
+        return [replace(s, rewards=self.combine(s.members, s.empty)) for s in scored]
 
 
 def open_suite(config: Config, methods: Sequence[Method], console: Console) -> Suite:
@@ -159,35 +123,54 @@ def measure_seed(config: Config, methods: Sequence[Method], console: Console) ->
     if not any(group.pairs() for group in load_splits(config).test):
         raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
     suite = open_suite(config, methods, console)
-    test = suite.context.data.test
-    scored = _with_standalone(suite, suite.score(test))
-    temperatures = suite.temperatures()
-
-    def calibration(method: str) -> CalibrationResult:
-        winners: list[float] = []
-        for group in scored:
-            t = group.temperature if method == "dmoerm" else temperatures.get((method, group.task), 1.0)
-            winners += probabilities(group, group.rewards[method] / t)
-        return reliability(winners)
-
+    scored = suite.score(suite.context.data.test)
+    for name, trained in suite.trained.items():
+        if trained.score_all is not None:
+            rows = trained.score_all([s.group for s in scored])
+            scored = [
+                replace(s, rewards={**s.rewards, name: np.array(row, dtype=float)})
+                for s, row in zip(scored, rows, strict=True)
+            ]
+    temperatures = _temperatures(suite)
+    winners: dict[str, list[float]] = {method: [] for method in suite.scorers}
+    for s in scored:
+        for method, values in winners.items():
+            t = s.temperature if method == "dmoerm" else temperatures.get((method, s.task), 1.0)
+            values += probabilities(s, s.rewards[method] / t)
     return SeedResult(
         overall=overall_counts(scored),
         capabilities=capability_counts(scored),
         router=router_result(scored),
-        calibration={method: calibration(method) for method in suite.in_pass},
+        calibration={method: reliability(values) for method, values in winners.items()},
         length_bias=length_bias(scored),
         derived=sorted({s.task for s in scored if s.group.scores_derived}),
         gold=sorted({s.task for s in scored if s.group.source == GENERATED}),
     )
 
 
-def _with_standalone(suite: Suite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
-    rewards = [dict(group.rewards) for group in scored]
-    for name, trained in suite.trained.items():
-        if trained.score_all is not None:
-            for row, values in zip(rewards, trained.score_all([group.group for group in scored]), strict=True):
-                row[name] = np.array(values, dtype=float)
-    return [replace(group, rewards=row) for group, row in zip(scored, rewards, strict=True)]
+def _temperatures(suite: Suite) -> dict[tuple[str, str], float]:
+    """Fit T per method and task: σ((reward_a − reward_b) / T) predicts the labels of the validation prompts.
+
+    A task without validation prompts uses its training groups. The temperature of `dmoerm` is in the model.
+    """
+    temperatures: dict[tuple[str, str], float] = {}
+    context = suite.context
+    for task in context.data.taxonomy.tasks:
+        parts = (
+            [e for e in part if e.task == task and e.pairs.get(None)] for part in (context.validation, context.train)
+        )
+        examples = next((part for part in parts if part), [])
+        scored = suite.score([e.group for e in examples])
+        for method in set(suite.scorers) - {"dmoerm"} if examples else ():
+            margins = [
+                (s.rewards[method][pair.better] - s.rewards[method][pair.worse], 1 / len(e.pairs[None]))
+                for s, e in zip(scored, examples, strict=True)
+                for pair in e.pairs[None]
+            ]
+            differences, weights = np.array(margins).T
+            unit = max(float(differences.std()), 1e-9)  # the fit's bracket is in this unit
+            temperatures[method, task] = unit * temperature(differences / unit, weights)
+    return temperatures
 
 
 def compare_methods(
@@ -228,70 +211,57 @@ def descriptions(methods: Sequence[Method], results: Sequence[SeedResult]) -> di
 
 def summarize(seeds: Sequence[int], results: Sequence[SeedResult]) -> dict[str, Any]:
     """Return the fields of a `Comparison` that the seeds' results determine."""
-    derived = _union(result.derived for result in results)
+    derived, first = _union(result.derived for result in results), results[0]
     tasks = _union(result.overall for result in results)
     counts = {task: join([r.overall[task] for r in results if task in r.overall]) for task in tasks}
     accuracy, paired = compare(counts, derived)
+    capabilities: dict[str, dict[str, list[PairCounts]]] = {}
+    for result in results:
+        for task, row in result.capabilities.items():
+            for name, each in row.items():
+                capabilities.setdefault(task, {}).setdefault(name, []).append(each)
+    biases = {m: [r.length_bias[m] for r in results if m in r.length_bias] for m in first.length_bias}
     by_seed = [compare(result.overall, resamples=1)[0] for result in results]
-    first = results[0]
     return {
         "seeds": tuple(seeds),
         "accuracy": accuracy,
         "paired": paired,
         "by_seed": {
-            str(seed): {method: row["mean"].value for method, row in estimates.items() if "mean" in row}
+            str(seed): {method: row[MEAN].value for method, row in estimates.items() if MEAN in row}
             for seed, estimates in zip(seeds, by_seed, strict=True)
         },
-        "capabilities": _capabilities(results),
+        "capabilities": {
+            task: {name: compare({task: join(each)})[0][name][task] for name, each in row.items()}
+            for task, row in capabilities.items()
+        },
         "router": _router([result.router for result in results]),
         "calibration": {m: pooled([result.calibration[m] for result in results]) for m in first.calibration},
         "length_bias": {
-            m: _length([r.length_bias[m] for r in results if m in r.length_bias]) for m in first.length_bias
+            method: LengthBias(
+                spearman=fmean(bias.spearman for bias in each),
+                pearson=fmean(bias.pearson for bias in each),
+                groups=sum(bias.groups for bias in each),
+            )
+            for method, each in biases.items()
         },
         "derived_tasks": tuple(derived),
         "gold_tasks": tuple(_union(result.gold for result in results)),
     }
 
 
-def _capabilities(results: Sequence[SeedResult]) -> dict[str, dict[str, Estimate]]:
-    seeds: dict[str, dict[str, list[PairCounts]]] = {}
-    for result in results:
-        for task, row in result.capabilities.items():
-            for name, counts in row.items():
-                seeds.setdefault(task, {}).setdefault(name, []).append(counts)
-    return {
-        task: {name: compare({task: join(counts)})[0][name][task] for name, counts in row.items()}
-        for task, row in seeds.items()
-    }
-
-
 def _router(results: Sequence[RouterResult]) -> RouterResult:
+    """Pool the seeds' results; each counts by its prompts."""
     confusion: dict[str, Counter[str]] = {}
     for result in results:
         for task, row in result.confusion.items():
             confusion.setdefault(task, Counter()).update(row)
     prompts = sum(result.prompts for result in results)
-    right = sum(row.get(task, 0) for task, row in confusion.items())
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value * r.prompts for value, r in zip(values, results, strict=True) if value is not None]
-        return sum(known) / prompts if prompts and len(known) == len(results) else None
-
-    return RouterResult(
-        accuracy=right / prompts if prompts else None,
-        prompts=prompts,
-        fallback=mean([result.fallback for result in results]),
-        ece=mean([result.ece for result in results]),
-        confusion={task: dict(row) for task, row in confusion.items()},
-    )
-
-
-def _length(results: Sequence[LengthBias]) -> LengthBias:
-    return LengthBias(
-        spearman=fmean(result.spearman for result in results),
-        pearson=fmean(result.pearson for result in results),
-        groups=sum(result.groups for result in results),
-    )
+    means: dict[str, float | None] = {}
+    for name in ("accuracy", "fallback", "ece"):
+        known = [(value, r.prompts) for r in results if (value := getattr(r, name)) is not None]
+        complete = prompts and len(known) == len(results)
+        means[name] = sum(value * count for value, count in known) / prompts if complete else None
+    return RouterResult(prompts=prompts, confusion={task: dict(row) for task, row in confusion.items()}, **means)
 
 
 def _union(parts: Iterable[Iterable[str]]) -> list[str]:

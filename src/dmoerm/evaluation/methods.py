@@ -129,14 +129,9 @@ def register(*methods: Method) -> None:
 
 def registered() -> dict[str, Method]:
     """Return all methods by name, those of entry points included; `dmoerm` is the last default method."""
-    _load_entry_points()
-    return dict(sorted(_methods.items(), key=lambda item: (not item[1].default, item[0] == "dmoerm")))
-
-
-@functools.cache
-def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
+        entry.load()  # imports the module once, which calls `register`
+    return dict(sorted(_methods.items(), key=lambda item: (not item[1].default, item[0] == "dmoerm")))
 
 
 def choose_methods(names: Sequence[str] = ()) -> list[Method]:
@@ -149,20 +144,6 @@ def choose_methods(names: Sequence[str] = ()) -> list[Method]:
 
 
 # --- the methods ---------------------------------------------------------------------------------------------------
-
-
-def _per_task(context: MethodContext, routed: bool) -> TrainedMethod:
-    if context.run.frozen:
-        return by_task(stored_heads(context.run, "head"), routed)
-    return TrainedMethod(lambda batch: (batch.per_task_routed if routed else batch.per_task)[None])
-
-
-def _all_labels(context: MethodContext, routed: bool) -> TrainedMethod:
-    run = context.run
-    if all(run.model.task_model(task).all_labels is not None for task in context.data.taxonomy.tasks):
-        return by_task(stored_heads(run, "all_labels"), routed)
-    scorers = context.once(_train_all_labels)
-    return by_task({task: scorer.head for task, scorer in scorers.items()} if run.frozen else scorers, routed)
 
 
 def by_task(models: Mapping[str, Head] | Mapping[str, BranchScorer], routed: bool) -> TrainedMethod:
@@ -184,7 +165,21 @@ def by_task(models: Mapping[str, Head] | Mapping[str, BranchScorer], routed: boo
     return TrainedMethod(score)
 
 
-def stored_heads(run: Run, prefix: str) -> dict[str, Head]:
+def _per_task(context: MethodContext, routed: bool) -> TrainedMethod:
+    if context.run.frozen:
+        return by_task(_stored_heads(context.run, "head"), routed)
+    return TrainedMethod(lambda batch: batch.by_task(batch.likeliest if routed else batch.tasks, "per_task")[None])
+
+
+def _all_labels(context: MethodContext, routed: bool) -> TrainedMethod:
+    run = context.run
+    if all(run.model.task_model(task).all_labels is not None for task in context.data.taxonomy.tasks):
+        return by_task(_stored_heads(run, "all_labels"), routed)
+    scorers = context.once(_train_all_labels)
+    return by_task({task: scorer.head for task, scorer in scorers.items()} if run.frozen else scorers, routed)
+
+
+def _stored_heads(run: Run, prefix: str) -> dict[str, Head]:
     """Return task → head of the step `phase1`, which the step `routing` may have replaced in the model."""
     heads: dict[str, Head] = {}
     for task in run.model.config.tasks:
@@ -195,22 +190,20 @@ def stored_heads(run: Run, prefix: str) -> dict[str, Head]:
 
 
 def _train_all_labels(context: MethodContext) -> dict[str, BranchScorer]:
-    return {task: _train_on_all_labels(context, task) for task in context.data.taxonomy.tasks}
-
-
-def _train_on_all_labels(context: MethodContext, task: str) -> BranchScorer:
-    """Train one task's model; validation is on the overall pairs, as for every model that gives a reward."""
-    run, name = context.run, step_name("baselines/all_labels", task)
-    scorer = fresh_scorer(run, name)
-    if run.config.warm_start:
-        scorer.head.load_state_dict(run.model.general.head.state_dict())
-        if not run.frozen:
-            scorer.branch.load_state_dict(copy.deepcopy(run.model.general.branch.state_dict()))
-    examples, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
-    pairs, step, fresh = joined_pairs(examples), run.config.phase1, run.frozen or not run.config.warm_start
-    state = run.step(name, lambda folder: train_base(run, scorer, pairs, validation, step, folder, fresh))
-    apply_base(scorer, state)
-    return scorer
+    """Train each task's model; validation is on the overall pairs, as for every model that gives a reward."""
+    run, scorers = context.run, dict[str, BranchScorer]()
+    step, fresh = run.config.phase1, run.frozen or not run.config.warm_start
+    for task in context.data.taxonomy.tasks:
+        name = step_name("baselines/all_labels", task)
+        scorer = scorers[task] = fresh_scorer(run, name)
+        if run.config.warm_start:
+            scorer.head.load_state_dict(run.model.general.head.state_dict())
+            if not run.frozen:
+                scorer.branch.load_state_dict(copy.deepcopy(run.model.general.branch.state_dict()))
+        examples, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
+        train = functools.partial(train_base, run, scorer, joined_pairs(examples), validation, step, fresh=fresh)
+        apply_base(scorer, run.step(name, train))
+    return scorers
 
 
 def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
@@ -235,12 +228,12 @@ def fresh_scorer(run: Run, name: str) -> BranchScorer:
     return BranchScorer(branch, head, general.pooling).requires_grad_(False)
 
 
-_TRAIN: dict[str, Callable[[MethodContext], TrainedMethod]] = {
+for _name, _train in {
     "general": lambda _: TrainedMethod(lambda batch: batch.output.general[None]),
     "per_task_routed": functools.partial(_per_task, routed=True),
     "per_task": functools.partial(_per_task, routed=False),
     "all_labels_routed": functools.partial(_all_labels, routed=True),
     "all_labels": functools.partial(_all_labels, routed=False),
     "dmoerm": lambda _: TrainedMethod(lambda batch: batch.output.reward[None]),
-}
-register(*(Method(name, METHODS[name], train) for name, train in _TRAIN.items()))
+}.items():
+    register(Method(_name, METHODS[_name], _train))

@@ -112,22 +112,12 @@ class ScoringBatch(Generic[Q]):
         tasks = [{given, likeliest} for given, likeliest in zip(self.tasks, self.likeliest, strict=True)]
         return self.model.outputs(self.hidden, self.choices, tasks, self.embeddings)
 
-    @functools.cached_property
-    def per_task(self) -> Tensor:
-        """The phase-1 scores for the group's task, (N,)."""
-        return self._by_task(self.tasks, "per_task")
+    def by_task(self, tasks: Sequence[str], field: str) -> Tensor:
+        """The model's scores for these tasks of the groups, whatever the router chooses, (N,).
 
-    @functools.cached_property
-    def per_task_routed(self) -> Tensor:
-        """The phase-1 scores for the router's likeliest task, (N,)."""
-        return self._by_task(self.likeliest, "per_task")
-
-    @functools.cached_property
-    def given_task(self) -> Tensor:
-        """The rewards by the model of the group's task, whatever the router chooses, (N,)."""
-        return self._by_task(self.tasks, "reward")
-
-    def _by_task(self, tasks: Sequence[str], field: str) -> Tensor:
+        Args:
+            field: `per_task` for the phase-1 scores, `reward` for the rewards.
+        """
         scores = torch.empty_like(self.output.general)
         for q, task in enumerate(tasks):
             scores[self.owner == q] = getattr(self.output.of(q, task), field).float()
@@ -223,15 +213,17 @@ def score_groups(
 @torch.no_grad()
 def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> list[ScoredGroup[Q]]:
     model, output, scored = batch.model, batch.output, []
-    members = {name: scorer(batch) for name, scorer in scorers.items()}
+    members = {scorer: scorer(batch) for scorer in dict.fromkeys(scorers.values())}  # methods may share one
+    per_task, per_task_routed = (batch.by_task(tasks, "per_task") for tasks in (batch.tasks, batch.likeliest))
     for q, (group, task, choice) in enumerate(zip(batch.groups, batch.tasks, batch.choices, strict=True)):
         rows, empty = batch.owner == q, list(batch.encoded[q].empty_at)
         rewards = {
             "general": _array(output.general[rows]),
-            "per_task_routed": _array(batch.per_task_routed[rows]),
-            "per_task": _array(batch.per_task[rows]),
+            "per_task_routed": _array(per_task_routed[rows]),
+            "per_task": _array(per_task[rows]),
             "dmoerm": np.array([bound_reward(reward) for reward in _array(output.reward[rows]).tolist()]),
         }
+        member_rewards = {scorer: _array(row[:, rows]) for scorer, row in members.items()}
         experts, capabilities = model.task_model(task).experts.capabilities, output.of(q, task).capabilities
         scored.append(
             ScoredGroup(
@@ -242,7 +234,7 @@ def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> 
                 temperature=float(model.temperature(choice)),
                 rewards={method: with_empty_lowest(row, empty) for method, row in rewards.items()},
                 capabilities=dict(zip(experts, _array(capabilities.T), strict=True)),
-                members={name: _array(row[:, rows]) for name, row in members.items()},
+                members={name: member_rewards[scorer] for name, scorer in scorers.items()},
                 empty=empty,
                 uncertainty=_array(output.uncertainty[rows]),
             )
