@@ -8,13 +8,15 @@
 Scoring has no side effects, so a request can be sent again. The default retries span more than half a minute: clients
 do not notice the restart of a server.
 
-Connections do not survive `fork`: two processes on one connection read each other's responses. A forked process gets
-connections of its own for each client that its parent made.
+`BaseClient` builds requests and reads responses; `Client` and `AsyncClient` send them. Connections do not survive
+`fork`: two processes on one connection read each other's responses. A forked process gets connections of its own for
+each client that its parent made.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import itertools
 import json
@@ -24,10 +26,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar, overload
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -52,6 +54,8 @@ _FIRST_WAIT, _MAX_WAIT, _MAX_RETRY_AFTER = 0.25, 16.0, 120.0  # seconds
 _BACKOFF = wait_exponential(multiplier=_FIRST_WAIT, max=_MAX_WAIT)
 
 T = TypeVar("T")
+Tasks = dict[str, list[str]]
+"""Task → capabilities."""
 
 
 class TransientError(Exception):
@@ -76,9 +80,8 @@ class _ScoreContent(BaseModel):
 
 
 class _ModelEntry(BaseModel):
-    model_config = ConfigDict(extra="ignore")
     id: str
-    tasks: dict[str, list[str]]
+    tasks: Tasks
 
 
 class _ModelsContent(BaseModel):
@@ -146,7 +149,23 @@ class BaseClient:
     def _retry_policy(self) -> dict[str, Any]:
         """Return the arguments of tenacity's `Retrying` and `AsyncRetrying`."""
         stop, retry = stop_after_attempt(self.retries + 1), retry_if_exception_type(TransientError)
-        return {"stop": stop, "retry": retry, "wait": wait_seconds, "reraise": True}
+        return {"stop": stop, "retry": retry, "wait": wait_seconds, "retry_error_callback": self._give_up}
+
+    def _give_up(self, state: RetryCallState) -> NoReturn:
+        error: Any = state.outcome and state.outcome.exception()
+        attempts = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
+        raise ServerError(f"{error} (after {attempts}); {error.hint}") from None
+
+    @contextlib.contextmanager
+    def _sending(self, request: httpx2.Request) -> Iterator[None]:
+        """Raise our errors for a request that gets no response."""
+        try:
+            yield
+        except httpx2.RequestError as error:
+            reason = f"{request.url}: {type(error).__name__}: {_line(error)}"
+            if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+                raise ServerError(f"{reason}; the request cannot be sent") from None
+            raise TransientError(reason, "check that the server is running") from None
 
     def _read(self, response: httpx2.Response) -> Any:
         """Return the content of a response, or raise the error that it stands for."""
@@ -164,22 +183,13 @@ class BaseClient:
             got = shorten(response.text)
             raise ServerError(f"{where}: the response is not JSON (got {got}); check the URL") from None
 
-    def _send_error(self, request: httpx2.Request, error: httpx2.RequestError) -> Exception:
-        """Return the error for a request without a response."""
-        reason = f"{request.url}: {type(error).__name__}: {_line(error)}"
-        if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
-            return ServerError(f"{reason}; the request cannot be sent")
-        return TransientError(reason, "check that the server is running")
-
-    def _give_up(self, error: TransientError) -> ServerError:
-        attempts = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
-        return ServerError(f"{error} (after {attempts}); {error.hint}")
-
-    def _score_body(self, queries: Sequence[Query]) -> dict[str, Any]:
+    def _body(self, queries: Sequence[Query]) -> dict[str, Any]:
+        """Return the body of a request for the scores of queries."""
         items = [query.model_dump(include={"id", "prompt", "responses", "task", "tools"}) for query in queries]
         return {"model": self.model, "items": items, "win_probabilities": False}
 
     def _scores(self, queries: Sequence[Query], content: Any) -> list[list[Score]]:
+        """Return the queries' scores in a response."""
         scores = [item.scores for item in self._parsed(_ScoreContent, content).items]
         expected, received = [len(query.responses) for query in queries], list(map(len, scores))
         if received != expected:
@@ -187,11 +197,11 @@ class BaseClient:
             raise ServerError(f"{self.url}: {message}; this is an error of the server")
         return scores
 
-    def _models(self, content: Any) -> dict[str, dict[str, list[str]]]:
+    def _models(self, content: Any) -> dict[str, Tasks]:
         return {entry.id: entry.tasks for entry in self._parsed(_ModelsContent, content).data}
 
-    def _tasks_of(self, models: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
-        """Return the tasks of the client's model, with their capabilities."""
+    def _tasks_of(self, models: dict[str, Tasks]) -> Tasks:
+        """Return the tasks of the client's model."""
         if self.model not in (None, *models):
             known = ", ".join(models)
             raise ConfigError(f"{self.url} has no model {self.model!r}; use one of {known}, or None for the first")
@@ -226,11 +236,7 @@ class Client(BaseClient):
 
     @overload
     def score(
-        self,
-        prompt: PromptInput,
-        responses: Sequence[str],
-        task: str | None = None,
-        weights: Weights | None = None,
+        self, prompt: PromptInput, responses: Sequence[str], task: str | None = None, weights: Weights | None = None
     ) -> list[Score]: ...
     @overload
     def score(
@@ -257,33 +263,27 @@ class Client(BaseClient):
         """Yield the scores of each query, several queries per request, sent as the iterator is read. See `score`."""
         if weights is not None:
             check_weights(weights, self.tasks(), [query.task for query in queries])
-        return adjusted(_join(queries, map(self._score, split_queries(queries))), weights)
+        parts = split_queries(queries)
+        scored = (self._scores(part, self._call("POST", "/v1/score", self._body(part))) for part in parts)
+        return adjusted(_join(queries, scored), weights)
 
-    def models(self) -> dict[str, dict[str, list[str]]]:
+    def models(self) -> dict[str, Tasks]:
         """Return the server's models: name → task → capabilities. Raises `ServerError`."""
         return self._models(self._call("GET", "/v1/models"))
 
-    def tasks(self) -> dict[str, list[str]]:
+    def tasks(self) -> Tasks:
         """Return the tasks of the client's model: task → capabilities. Raises `ConfigError` for an unknown model."""
         return self._tasks_of(self.models())
 
-    def _score(self, queries: list[Query]) -> list[list[Score]]:
-        return self._scores(queries, self._call("POST", "/v1/score", self._score_body(queries)))
-
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         request = self._http.build_request(method, path, json=body)
-        try:
-            return Retrying(**self._retry_policy())(self._attempt, request)
-        except TransientError as error:
-            raise self._give_up(error) from None
 
-    def _attempt(self, request: httpx2.Request) -> Any:
-        try:
-            with self._slots:
+        def attempt() -> Any:
+            with self._slots, self._sending(request):
                 response = self._http.send(request)
-        except httpx2.RequestError as error:
-            raise self._send_error(request, error) from None
-        return self._read(response)
+            return self._read(response)
+
+        return Retrying(**self._retry_policy())(attempt)
 
 
 class AsyncClient(BaseClient):
@@ -302,11 +302,7 @@ class AsyncClient(BaseClient):
 
     @overload
     async def score(
-        self,
-        prompt: PromptInput,
-        responses: Sequence[str],
-        task: str | None = None,
-        weights: Weights | None = None,
+        self, prompt: PromptInput, responses: Sequence[str], task: str | None = None, weights: Weights | None = None
     ) -> list[Score]: ...
     @overload
     async def score(
@@ -326,38 +322,35 @@ class AsyncClient(BaseClient):
         """Return the scores of each query, in order. See `Client.score`."""
         if weights is not None:
             check_weights(weights, await self.tasks(), [query.task for query in queries])
-        requests = [asyncio.ensure_future(self._score(part)) for part in split_queries(queries)]
+
+        async def ask(part: list[Query]) -> list[list[Score]]:
+            return self._scores(part, await self._call("POST", "/v1/score", self._body(part)))
+
+        requests = [asyncio.ensure_future(ask(part)) for part in split_queries(queries)]
         try:
             return list(adjusted(_join(queries, await asyncio.gather(*requests)), weights))
         finally:
             for request in requests:  # after an error, the other requests are of no use
                 request.cancel()
 
-    async def models(self) -> dict[str, dict[str, list[str]]]:
+    async def models(self) -> dict[str, Tasks]:
         """Return the server's models. See `Client.models`."""
         return self._models(await self._call("GET", "/v1/models"))
 
-    async def tasks(self) -> dict[str, list[str]]:
+    async def tasks(self) -> Tasks:
         """Return the tasks of the client's model. See `Client.tasks`."""
         return self._tasks_of(await self.models())
 
-    async def _score(self, queries: list[Query]) -> list[list[Score]]:
-        return self._scores(queries, await self._call("POST", "/v1/score", self._score_body(queries)))
-
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         request = self._http.build_request(method, path, json=body)
-        try:
-            return await AsyncRetrying(**self._retry_policy())(self._attempt, request)
-        except TransientError as error:
-            raise self._give_up(error) from None
 
-    async def _attempt(self, request: httpx2.Request) -> Any:
-        try:
-            async with self._slots:
-                response = await self._http.send(request)
-        except httpx2.RequestError as error:
-            raise self._send_error(request, error) from None
-        return self._read(response)
+        async def attempt() -> Any:
+            with self._sending(request):
+                async with self._slots:
+                    response = await self._http.send(request)
+            return self._read(response)
+
+        return await AsyncRetrying(**self._retry_policy())(attempt)
 
 
 def _connect_in_child() -> None:
@@ -375,24 +368,16 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 def split_queries(queries: Sequence[Query]) -> Iterator[list[Query]]:
     """Yield the queries in order, in requests within the limits; a query that exceeds them is split."""
+
+    def prompt_size(query: Query) -> int:  # the tools are sent and rendered with the prompt
+        return len(str(query.prompt)) + (len(json.dumps(query.tools)) if query.tools else 0)
+
     parts = (
         query.model_copy(update={"responses": tuple(responses)})
         for query in queries
-        for responses in _bounded(query.responses, lambda text: (1, len(text)), MAX_CHARACTERS - _prompt_size(query))
+        for responses in _bounded(query.responses, lambda text: (1, len(text)), MAX_CHARACTERS - prompt_size(query))
     )
-    return _bounded(parts, lambda part: (len(part.responses), _prompt_size(part) + sum(map(len, part.responses))))
-
-
-def _join(queries: Sequence[Query], requests: Iterable[list[list[Score]]]) -> Iterator[list[Score]]:
-    """Yield one list of scores per query, from the scores of the requests of `split_queries`."""
-    scores = (score for request in requests for part in request for score in part)
-    for query in queries:
-        yield list(itertools.islice(scores, len(query.responses)))
-
-
-def _prompt_size(query: Query) -> int:
-    """Return the characters of the prompt, and of the tools, which are sent and rendered with it."""
-    return len(str(query.prompt)) + (len(json.dumps(query.tools)) if query.tools else 0)
+    return _bounded(parts, lambda part: (len(part.responses), prompt_size(part) + sum(map(len, part.responses))))
 
 
 def _bounded(
@@ -415,6 +400,13 @@ def _bounded(
         total_responses, total_characters = total_responses + responses, total_characters + characters
     if batch:
         yield batch
+
+
+def _join(queries: Sequence[Query], requests: Iterable[list[list[Score]]]) -> Iterator[list[Score]]:
+    """Yield one list of scores per query, from the scores of the requests of `split_queries`."""
+    scores = (score for request in requests for part in request for score in part)
+    for query in queries:
+        yield list(itertools.islice(scores, len(query.responses)))
 
 
 # --- responses -----------------------------------------------------------------------------------------------------

@@ -107,16 +107,13 @@ async def score_samples_async(scorer: Scorer, samples: Iterable[Sample]) -> list
 
     Raises as `score_samples` does.
     """
-    groups = group_by_prompt(samples)
-    queries = [query for query, _ in groups]
-    if not isinstance(scorer, Client) or not isinstance(
-        scorer.arguments["transport"], httpx2.AsyncBaseTransport | None
-    ):
-        return in_order(groups, await asyncio.to_thread(lambda: list(scorer.score_queries(queries))))
-    clients = _async_clients.setdefault(asyncio.get_running_loop(), {})
+    transport = scorer.arguments["transport"] if isinstance(scorer, Client) else None
+    if not isinstance(scorer, Client) or not isinstance(transport, httpx2.AsyncBaseTransport | None):
+        return await asyncio.to_thread(score_samples, scorer, samples)
+    clients, groups = _async_clients.setdefault(asyncio.get_running_loop(), {}), group_by_prompt(samples)
     if scorer not in clients:
         clients[scorer] = AsyncClient(**scorer.arguments, concurrency=_CONCURRENCY)
-    return in_order(groups, await clients[scorer].score_queries(queries))
+    return in_order(groups, await clients[scorer].score_queries([query for query, _ in groups]))
 
 
 def as_prompt(prompt: str | Iterable[Mapping[str, Any]]) -> Prompt:

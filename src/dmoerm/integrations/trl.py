@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..scores import Score
@@ -51,17 +51,15 @@ class RewardFunction:
                 the model's maximum.
         """
         samples = self._samples(prompts, completions, columns.get("task"))
-        scores = score_samples(open_scorer(self.source), samples.values())
-        return self._rewards(samples, scores, len(prompts), columns)
+        return self._rewards(samples, score_samples(open_scorer(self.source), samples.values()), len(prompts), columns)
 
     def _samples(
         self, prompts: Sequence[Any], completions: Sequence[Any], task: Sequence[str | None] | None
     ) -> dict[int, Sample]:
         """Return row → task, prompt and response of the rows that may be scored."""
-        row_tasks = [None] * len(prompts) if task is None else list(task)
-        messages = [as_prompt(prompt) for prompt in prompts]
-        rows = [row for row, name in enumerate(row_tasks) if name is None or self._accepts(name)]
-        return {row: (row_tasks[row], messages[row], as_response(completions[row])) for row in rows}
+        tasks = [None] * len(prompts) if task is None else task
+        rows = zip(tasks, map(as_prompt, prompts), map(as_response, completions), strict=True)
+        return {row: sample for row, sample in enumerate(rows) if sample[0] is None or self._accepts(sample[0])}
 
     def _rewards(
         self, samples: Mapping[int, Sample], scored: Sequence[Score], rows: int, columns: Mapping[str, Any]
@@ -69,12 +67,10 @@ class RewardFunction:
         """Log the scores of the rows whose task is accepted, and return their rewards; None for the others."""
         by_row = zip(samples, scored, strict=True)
         scores = {row: score for row, score in by_row if self._accepts(samples[row][0] or score.task)}
-        log_metric: Callable[[str, float], None] | None = columns.get("log_metric")
-        if log_metric is not None:
+        if log_metric := columns.get("log_metric"):
             for metric, values in _metrics(list(scores.values())).items():
                 log_metric(metric, statistics.fmean(values))
-        log_extra: Callable[[str, list[Any]], None] | None = columns.get("log_extra")
-        if log_extra is not None:
+        if log_extra := columns.get("log_extra"):
             in_order = [scores.get(row) for row in range(rows)]
             for column in ("task", "uncertainty", "truncated"):
                 log_extra(f"{self.__name__}/{column}", [score and getattr(score, column) for score in in_order])
