@@ -22,6 +22,13 @@ _FOCUSED = """() => {
 }"""
 
 
+def shown_rewards(page: Any) -> list[float]:
+    """The rewards of A, B, … as the page shows them."""
+    texts = page.locator(".reward b").all_text_contents()
+    by_letter = dict(zip(order(page), (float(text.replace("−", "-")) for text in texts), strict=True))
+    return [by_letter[letter] for letter in sorted(by_letter)]
+
+
 def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any) -> None:
     page, model = visit(), trained_run.model
     task, capabilities = next(iter(model.config.tasks.items()))
@@ -32,10 +39,7 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     ranking = sorted(range(3), key=lambda i: -scores[i].reward)
     assert order(page) == "".join("ABC"[i] for i in ranking)
     first, last = scores[ranking[0]], scores[ranking[-1]]
-    shown = page.locator(".reward b").all_text_contents()
-    assert [float(text.replace("−", "-")) for text in shown] == pytest.approx(
-        [scores[i].reward for i in ranking], abs=0.01
-    )
+    assert shown_rewards(page) == pytest.approx([each.reward for each in scores], abs=0.01)
     wins = page.locator(".wins").last.text_content()
     assert re.match(r"[ABC] is .* [ABC]: \d+%$", wins)
     assert int(re.findall(r"\d+", wins)[0]) == pytest.approx(100 * first.win_probability(last), abs=1)
@@ -56,13 +60,6 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     assert order(page)[-1] == "ABC"[best]
     assert page.locator(".up").inner_text().startswith("▲2")
     assert page.locator(".down").inner_text().startswith("▼2")
-
-
-def shown_rewards(page: Any) -> list[float]:
-    """The rewards of A, B, … as the page shows them."""
-    texts = page.locator(".reward b").all_text_contents()
-    by_letter = dict(zip(order(page), (float(text.replace("−", "-")) for text in texts), strict=True))
-    return [by_letter[letter] for letter in sorted(by_letter)]
 
 
 def test_weights(visit: Callable[..., Any], trained_run: Any) -> None:
@@ -197,12 +194,17 @@ def test_a_key_is_asked_for_and_kept_out_of_the_link(visit: Callable[..., Any], 
         assert "sesame" not in page.url
 
 
+def answer(*changes: dict[str, Any]) -> dict[str, Any]:
+    """The server's answer for responses with these changes to their scores."""
+    entry = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
+    scores = [{**entry, "uncertainty": 0.1, "temperature": 1.0, "truncated": False, **each} for each in changes]
+    return {"items": [{"id": "1", "scores": scores, "win_probabilities": [[0.5] * len(changes)] * len(changes)}]}
+
+
 def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     page = visit()
-    busy = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": None}}
-    entry = {"reward": 1.0, "task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}}
-    items = [{"id": "1", "scores": [{**entry, "uncertainty": None, "temperature": 1.0}], "win_probabilities": [[0.5]]}]
-    answers = [(429, busy), (200, {"model": "tiny", "items": items, "usage": {"tokens": 1}})]
+    general = {"task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}, "uncertainty": None}
+    answers = [(429, {"error": {"message": "busy"}}), (200, answer(general))]
 
     def fulfil(route: Any) -> None:
         status, body = answers.pop(0)
@@ -221,14 +223,8 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
 
 def test_truncated_texts_are_not_called_level(visit: Callable[..., Any]) -> None:
     page = visit()
-    entry = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
-    scores = [
-        {**entry, "uncertainty": 0.1, "temperature": 1.0, "truncated": truncated} for truncated in (True, False, True)
-    ]
-    item = {"id": "1", "scores": scores, "win_probabilities": [[0.5] * 3] * 3}
-    page.route(
-        "**/v1/score", lambda route: route.fulfill(json={"model": "tiny", "items": [item], "usage": {"tokens": 1}})
-    )
+    body = answer({"truncated": True}, {}, {"truncated": True})
+    page.route("**/v1/score", lambda route: route.fulfill(json=body))
     write(page, *RESPONSES)
     score(page)
     assert "level" not in page.locator("#results").inner_text()

@@ -1,12 +1,14 @@
-"""What the page looks like with texts that are hard to lay out, wide and narrow, light and dark; and what it weighs."""
+"""The page with texts that are hard to lay out, wide and narrow, light and dark, and by axe-core's rules for access."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from .driving import FOLDER, score, write
 
@@ -24,22 +26,24 @@ _LEAVES = "[...document.querySelectorAll('body *')].filter(e => e.checkVisibilit
 _FONTS = f"() => {_LEAVES} && e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize))"
 _BEYOND = f"""() => {_LEAVES}).filter(e => !e.closest('.track') && e.getBoundingClientRect().right > innerWidth + 0.5)
     .map(e => e.outerHTML.slice(0, 200))"""
-_CONTRASTS = f"""() => {{
-    const pen = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}});
-    const luminance = (colors) => {{
-        pen.clearRect(0, 0, 1, 1);
-        for (const color of colors) {{ pen.fillStyle = color; pen.fillRect(0, 0, 1, 1) }}
-        const parts = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(c => c / 255)
-            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
-    }};
-    return {_LEAVES} && e.textContent.trim() && !e.matches('option, .unseen, .unseen *')).map(e => {{
-        const grounds = [];
-        for (let up = e; up; up = up.parentElement) grounds.unshift(getComputedStyle(up).backgroundColor);
-        const pair = [luminance(grounds), luminance([...grounds, getComputedStyle(e).color])].sort((a, b) => b - a);
-        return [(pair[0] + 0.05) / (pair[1] + 0.05), e.outerHTML.slice(0, 120)];
-    }}).filter(([ratio]) => ratio < 4.5);
-}}"""
+LEVELS = {"wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"}
+
+
+def findings(page: Any) -> list[str]:
+    """What axe-core reports against WCAG 2.2 AA or calls serious: the rule, its impact and the elements."""
+    violations = Axe().run(page).response["violations"]
+    counted = [each for each in violations if LEVELS & {*each["tags"]} or each["impact"] in ("serious", "critical")]
+    return [f"{each['id']} ({each['impact']}): {[node['html'] for node in each['nodes']]}" for each in counted]
+
+
+def answer_with_long_names(route: Any) -> None:
+    (item,) = route.request.post_data_json["items"]
+    names = ["n" * 40, "another_name_that_has_as_many_letters_as"]
+    common = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
+    rewards = range(len(item["responses"]))
+    scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **common} for r in rewards]
+    wins = [[0.5 + (b - a) / 20 for b in rewards] for a in rewards]
+    route.fulfill(json={"items": [{"id": "1", "scores": scores, "win_probabilities": wins}]})
 
 
 @pytest.mark.parametrize(
@@ -51,16 +55,19 @@ _CONTRASTS = f"""() => {{
 )
 def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme: str) -> None:
     page = visit(width=width, scheme=scheme)
-    page.route("**/v1/score", _answer_with_long_names)
+    assert findings(page) == []
+    page.route("**/v1/score", answer_with_long_names)
     write(page, *HARD, prompt="prompt " * 300)
     score(page)
     page.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert page.evaluate(_BEYOND) == []
     assert min(page.evaluate(_FONTS)) >= 12
-    assert page.evaluate(_CONTRASTS) == []
-    page.get_by_role("textbox", name="Response G").fill("edited")
-    assert page.evaluate(_CONTRASTS) == []  # what is stale can still be read
+    assert findings(page) == []
+    page.get_by_role("textbox", name="Response G").fill(" ")
+    page.get_by_role("button", name="Score again").click()
+    page.get_by_role("alert").first.wait_for()
+    assert findings(page) == [], "what is stale can still be read"
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", dark))) < 200) == (scheme == "dark")
     assert page.locator(".snippet", has_text="<script>").inner_text().startswith("<b>bold</b> <img src=x")
@@ -68,22 +75,32 @@ def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme:
     assert page.evaluate("window.broken === undefined")
 
 
-def _answer_with_long_names(route: Any) -> None:
-    (item,) = route.request.post_data_json["items"]
-    names = ["n" * 40, "another_name_that_has_as_many_letters_as"]
-    common = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
-    rewards = range(len(item["responses"]))
-    scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **common} for r in rewards]
-    wins = [[0.5 + (b - a) / 20 for b in rewards] for a in rewards]
-    items = [{"id": "1", "scores": scores, "win_probabilities": wins}]
-    route.fulfill(json={"model": "tiny", "items": items, "usage": {"tokens": 1}})
+def test_axe_is_awake(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.evaluate("document.getElementById('copy').replaceChildren()")
+    assert any(finding.startswith("button-name (critical)") for finding in findings(page))
+
+
+def test_a_file_is_scored_by_keyboard_alone(visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit()
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "Hi!", "responses": ["Hello."]}\n{}\n', encoding="utf-8")
+    field = page.get_by_label("File", exact=True)
+    field.set_input_files(file)  # the dialog is the browser's
+    page.get_by_role("button", name="Start").click(trial=True)  # waits until it is enabled
+    field.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    said = "Scored 1 prompt with 1 response. 1 row skipped."
+    page.locator("#file-status[role=status]", has_text=said).wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "Save rows"
+    assert findings(page) == []
 
 
 def test_it_is_light_and_loads_nothing_from_elsewhere() -> None:
-    files = [path for path in FOLDER.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 64_000
-    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
-    assert not [
-        name for name, text in texts.items() if re.search(r"https?:|@import|innerHTML|insertAdjacentHTML", text)
-    ]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir() if path.is_file()}
+    assert sum(len(text.encode()) for text in texts.values()) < 64_000
+    foreign = re.compile(r"https?:|@import|innerHTML|insertAdjacentHTML")
+    assert [name for name, text in texts.items() if foreign.search(text)] == []
     assert not re.search(r"\sstyle=|\son\w+=|<script>", texts["index.html"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -13,77 +12,34 @@ from running import served
 
 import dmoerm
 from dmoerm import serving
-from dmoerm.schema import Message, Query
-from dmoerm.scores import MIN_REWARD
+from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig, create_app, protocols
 
-TALK = [
-    {"role": "user", "content": "Hi!"},
-    {"role": "assistant", "content": "Yes?"},
-    {"role": "user", "content": "I failed my exam."},
-]
-RESPONSES = ["Oh no. What happened?", "The exam took place."]
+RESPONSES = ["Oh no. What happened?", "The exam took place.", ""]
 
 
-@pytest.fixture
-def expected(trained_run) -> list[Any]:
-    return trained_run.model.score(TALK, RESPONSES)
-
-
-@pytest.fixture
-def texts(trained_run) -> list[str]:
-    """The conversations as the model's own template renders them."""
-    tokenizer = trained_run.model.tokenizer
-    turns = [[*TALK, {"role": "assistant", "content": text}] for text in RESPONSES]
-    return [tokenizer.apply_chat_template(each, tokenize=False) for each in turns]
-
-
-def rewards(scores) -> Any:
-    return pytest.approx([score.reward for score in scores], abs=1e-4)
-
-
-def test_our_own_says_all_that_the_model_says(http, expected, trained_run):
-    answer = http.post("/v1/score", json={"items": [{"id": "a", "prompt": TALK, "responses": RESPONSES}]}).json()
-    (item,) = answer["items"]
-    assert item["id"] == "a"
-    for result, score in zip(item["scores"], expected, strict=True):
-        assert result["reward"] == pytest.approx(score.reward, abs=1e-4)
-        assert (result["task"], result["temperature"]) == (score.task, score.temperature)
-        assert result["route"] == pytest.approx(score.route, abs=1e-5)
-        assert result["capabilities"] == pytest.approx(score.capabilities, abs=1e-4)
-        assert result["uncertainty"] == pytest.approx(score.uncertainty, abs=1e-4)
-    for i, entry in enumerate(expected):
-        chances = pytest.approx([entry.win_probability(other) for other in expected], abs=1e-4)
-        assert item["win_probabilities"][i] == chances
-    encoded = trained_run.model.encoder.encode(Query(prompt=[Message(**turn) for turn in TALK], responses=RESPONSES))
-    assert answer["usage"]["tokens"] == encoded.tokens
-
-
-def test_a_task_can_be_forced(http, trained_run):
-    for task in trained_run.model.config.tasks:
-        body = {"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": task}], "win_probabilities": False}
-        (item,) = http.post("/v1/score", json=body).json()["items"]
-        (score,) = trained_run.model.score("Hi!", ["Hello."], task=task)
-        assert item["scores"][0]["task"] == task
-        assert item["scores"][0]["reward"] == pytest.approx(score.reward, abs=1e-4)
-        assert item["win_probabilities"] is None
-
-
-def test_weights_change_rewards_and_win_probabilities_alone(http, trained_run):
-    texts = ["Hello.", "No.", ""]
-    body = {"items": [{"prompt": "Hi!", "responses": texts, "task": "chitchat"}]}
-    (plain,) = http.post("/v1/score", json=body).json()["items"]
-    (item,) = http.post("/v1/score", json=body | {"weights": {"empathy": 4}}).json()["items"]
-    expected = trained_run.model.score("Hi!", texts, "chitchat", weights={"empathy": 4})
-    assert [entry["reward"] for entry in item["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
-    assert item["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
-    assert item["scores"][2]["reward"] == MIN_REWARD
-    assert item["win_probabilities"][0][1] == pytest.approx(expected[0].win_probability(expected[1]), abs=1e-3)
-    for entry, other in zip(item["scores"], plain["scores"], strict=True):
-        assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-4)
-    for same in (None, {}, {"empathy": 1}):
-        (item,) = http.post("/v1/score", json=body | {"weights": same}).json()["items"]
-        assert [s["reward"] for s in item["scores"]] == [s["reward"] for s in plain["scores"]]
+def test_our_own_protocol(http, trained_run):
+    """tests/integrations/test_our_server.py compares the scores themselves."""
+    item = {"id": "a", "prompt": "Hi!", "responses": RESPONSES, "task": "chitchat"}
+    answers = [
+        http.post("/v1/score", json={"items": [item]} | {"weights": weights}).json()
+        for weights in (None, {}, {"empathy": 1}, {"empathy": 4})
+    ]
+    encoded = trained_run.model.encoder.encode(Query(prompt="Hi!", responses=RESPONSES))
+    for answer, weights in zip(answers, (None, None, None, {"empathy": 4}), strict=True):
+        expected = trained_run.model.score("Hi!", RESPONSES, "chitchat", weights=weights)
+        (scored,) = answer["items"]
+        assert (scored["id"], answer["model"], answer["usage"]) == ("a", "tiny", {"tokens": encoded.tokens})
+        assert [entry["reward"] for entry in scored["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
+        for chances, score in zip(scored["win_probabilities"], expected, strict=True):
+            assert chances == pytest.approx([score.win_probability(other) for other in expected], abs=1e-3)
+    rewards = [[entry["reward"] for entry in answer["items"][0]["scores"]] for answer in answers]
+    assert rewards[0] == rewards[1] == rewards[2]
+    assert [new != old for new, old in zip(rewards[3], rewards[0], strict=True)] == [True, True, False]
+    body = {"items": [item | {"task": "objective_qa"}], "win_probabilities": False}
+    (other,) = http.post("/v1/score", json=body).json()["items"]
+    assert other["scores"][0]["task"] == "objective_qa"
+    assert other["win_probabilities"] is None
 
 
 @pytest.mark.parametrize(
@@ -99,9 +55,8 @@ def test_invalid_weights_are_named(http, changes, param, message):
     body = '{"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": "chitchat"}], CHANGES}'
     headers = {"Content-Type": "application/json"}
     answer = http.post("/v1/score", content=body.replace("CHANGES", changes), headers=headers)
-    assert answer.status_code == 422
     error = answer.json()["error"]
-    assert error["param"] == param
+    assert (answer.status_code, error["param"]) == (422, param)
     assert message in error["message"]
 
 
@@ -162,7 +117,7 @@ def stack() -> list[str]:
     return names[::-1]
 
 
-def test_a_request_reaches_its_scores_in_at_most_six_hops(http, served_app, monkeypatch, texts):
+def test_a_request_reaches_its_scores_in_at_most_six_hops(http, served_app, monkeypatch):
     """Every function of the package on a stack between the socket and the pass is a hop."""
     batcher, hops = served_app.state.service.batcher, []
 
@@ -176,7 +131,8 @@ def test_a_request_reaches_its_scores_in_at_most_six_hops(http, served_app, monk
     monkeypatch.setattr(batcher, "score", recorded(batcher.score))
     monkeypatch.setattr(batcher, "_next_pass", recorded(batcher._next_pass, itself=False))  # returns to `run`
     monkeypatch.setattr(batcher.model, "score_encoded", recorded(batcher.model.score_encoded))
-    http.post("/classify", json={"input": texts[0]}).raise_for_status()
+    text = "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    http.post("/classify", json={"input": text}).raise_for_status()
     hops = [name for name in hops if name != "Service._run"]  # the task in which the queue runs
     request = ["Guard.__call__", "classify", "Service.score_texts", "Batcher.score"]
     assert hops == [*request, "Batcher.run", "DMoERM.score_encoded"]
