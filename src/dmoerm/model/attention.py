@@ -77,21 +77,13 @@ class Attention(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Attention options shared by both forms.
+    """Attention options shared by both forms."""
 
-    Attributes:
-        scale: the factor of the logits; 1 / √c if None.
-        dropout: the probability with which a weight is set to 0.
-        softcap: the bound c of capped logits, c · tanh(logits / c); None for no cap.
-        sinks: (H,), the logits of attention sinks; None for no sinks.
-        window: see `Attention`.
-    """
-
-    scale: float | None = None
-    dropout: float = 0.0
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    window: int | None = None
+    scale: float | None = None  # the factor of the logits; 1 / √c if None
+    dropout: float = 0.0  # the probability with which a weight is set to 0
+    softcap: float | None = None  # the bound c of capped logits, c · tanh(logits / c)
+    sinks: Tensor | None = None  # (H,), the logits of attention sinks
+    window: int | None = None  # see `Attention`
 
     @property
     def special(self) -> bool:
@@ -136,16 +128,15 @@ def attend(
         packed.collected.append((key, value))
         return query[..., : value.shape[-1]].transpose(1, 2), None  # a placeholder of the right shape
     if packed.keys is not None:
-        before, these = packed.keys, (key, value)
-        key, value = (
-            before if packed.queries == "last" else (torch.cat(pair, 2) for pair in zip(before, these, strict=True))
-        )
+        these = (key, value)
+        key, value = packed.keys
+        if packed.queries != "last":
+            key, value = (torch.cat(pair, 2) for pair in zip(packed.keys, these, strict=True))
     window = sliding_window if packed.window == "own" else packed.window
     if window is not None and packed.packing.longest <= window:
         window = None  # no text is longer
     if packed.form == "flex" and not dropout:
-        masks = packed.packing.derived(flex_attention.BlockMasks)
-        mask = masks.mask(packed.queries, window)
+        mask = packed.packing.derived(flex_attention.BlockMasks).mask(packed.queries, window)
         return flex_attention.attend(query, key, value, mask, scaling, softcap, s_aux), None
     options = options._replace(window=window)
     return attend_padded(query, key, value, packed.packing, packed.queries, options), None
@@ -202,9 +193,7 @@ class RowGroup:
     def mask(self, dtype: torch.dtype, k: int, window: int | None = None) -> Tensor:
         """Return the additive mask (k · rows, 1, R, S), made once for all layers: 0, or −inf at hidden keys.
 
-        Args:
-            k: the number of experts, whose rows follow each other.
-            window: see `Attention`.
+        The rows of the k experts follow each other.
         """
         if (name := (dtype, k, window)) not in self._masks:
             keys = torch.arange(self.keys.width)
@@ -322,21 +311,16 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, options: Options) -
 def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, options: Options) -> Tensor:
     """Attend from queries (rows, H, R, c) to keys and values (rows, G, S, c), each shared by H / G heads.
 
-    Args:
-        mask: (rows, 1, R, S), additive.
+    The mask (rows, 1, R, S) is additive. Each head's sink takes a share of the weights that no value gets.
     """
     shape, heads = q.shape, k.shape[1]
     logits = q.reshape(len(q), heads, -1, shape[-1]) @ k.transpose(2, 3)
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
     logits = logits.view(len(q), heads, -1, *mask.shape[2:]) + mask[:, :, None]
-    weights = dropout(_softmax(logits, options.sinks), options.dropout)
-    return (weights.flatten(2, 3) @ v).reshape(*shape[:-1], v.shape[-1])
-
-
-def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return the weights of logits (rows, G, H / G, R, S); each head's sink takes a share that no value gets."""
-    if sinks is None:
-        return logits.softmax(-1)
-    sink = sinks.to(logits.dtype).view(1, logits.shape[1], -1, 1, 1).expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
+    if options.sinks is None:
+        weights = logits.softmax(-1)
+    else:
+        sink = options.sinks.to(logits.dtype).view(1, heads, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
+    return (dropout(weights, options.dropout).flatten(2, 3) @ v).reshape(*shape[:-1], v.shape[-1])

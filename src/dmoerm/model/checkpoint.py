@@ -38,7 +38,7 @@ from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
 from .backbone import load_tokenizer
 from .configuration import read_config, stored_config
-from .experts import fill_adapter, read_adapter, write_adapter
+from .experts import read_adapter, write_adapter
 from .integrity import FILES, SUMS, TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .layers import Decoder, join
 from .loading import LoadOptions, as_dtype, dense_state, quantize
@@ -78,7 +78,8 @@ def save(
         with complete_folder(target) as folder:
             model.config.architectures = [type(model).__name__]
             config = stored_config(model.config)
-            config.backbone = _with_dtype(config.backbone, dtype)
+            if dtype is not None:
+                config.backbone = config.backbone | {"dtype": str(dtype).removeprefix("torch.")}
             config.save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             for record in (model.training_prompts, model.prompt_statistics):
@@ -100,9 +101,6 @@ def save(
 
 def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
     """Load the checkpoint in a run's folder or in a folder of its own, or download it from the hub.
-
-    Args:
-        model_class: the class of the returned model.
 
     Raises:
         CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
@@ -132,22 +130,25 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     if options.quantization != "none":
         if not config.shared_branch or config.router_kind == "own":
             raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
-        convert(model, options.dtype)
+        _convert(model, options.dtype)
         quantized: Any = (model.trunk, model.general.branch)
         quantize(quantized, options.quantization, options.device or torch.device("cpu"))
-    for task in model.config.tasks:
-        _read_experts(model, folder, task)
+    for task in config.tasks:
+        if (experts := model.task_model(task).experts).branch is not None:
+            # only now, when the branch has its final weights, which the LoRA layers share
+            experts.attach(model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
+            for i, capability in enumerate(experts.capabilities):
+                read_adapter(experts, i, config.branch_layer, folder / _expert_path(task, capability))
     values = (*model.named_parameters(), *model.named_buffers())
     if unread := [name for name, value in values if value.is_meta]:
         raise CheckpointError(f"{folder}: contains no value for {unread[0]}; this backbone is not supported")
-    convert(model, options.dtype)
+    _convert(model, options.dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     model.training_prompts = TrainingPrompts.read(folder)
-    width = model.router.classify.in_features
-    model.prompt_statistics = PromptStatistics.read(folder, model.config.tasks, width)
+    model.prompt_statistics = PromptStatistics.read(folder, config.tasks, model.router.classify.in_features)
     files = {name: folder / name for name in TEXTS}
     model.texts = {n: file.read_text(encoding="utf-8", errors="replace") for n, file in files.items() if file.is_file()}
     return with_tokenizer(model, tokenizer).eval()
@@ -165,34 +166,16 @@ def _fill(module: nn.Module, file: Path, *, small: bool = False) -> None:
         raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
-def _read_experts(model: Mixture, folder: Path, task: str) -> None:
-    """Read the LoRA of a task's experts, and attach it to the branch."""
-    task_model, first_layer = model.task_model(task), model.config.branch_layer
-    experts = task_model.experts
-    if experts.branch is None:
-        return
-    folders = [folder / _expert_path(task, capability) for capability in experts.capabilities]
-    states = [read_adapter(experts, i, first_layer, each) for i, each in enumerate(folders)]
-    # only now, when the branch has its final weights: the LoRA layers share them
-    experts.attach(task_model.base.branch)  # pyright: ignore[reportArgumentType]
-    for i, state in enumerate(states):
-        fill_adapter(experts, i, first_layer, state)
-
-
-def convert(model: Mixture, dtype: torch.dtype | None) -> None:
+def _convert(model: Mixture, dtype: torch.dtype | None) -> None:
     """Convert trunk, branches and the router's language model to a dtype, trained weights too, and compute in it."""
     if dtype is None:
         return
-    model.config.backbone = _with_dtype(model.config.backbone, dtype)
+    model.config.backbone = model.config.backbone | {"dtype": str(dtype).removeprefix("torch.")}
     for _, part in _parts(model):
         part.to(dtype)
     for part in model.modules():  # the experts' branches have configurations of their own
         if part is not model and isinstance(part, PreTrainedModel):
             part.config.dtype = dtype
-
-
-def _with_dtype(backbone: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    return backbone if dtype is None else {**backbone, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def with_tokenizer(model: ModelT, tokenizer: Any) -> ModelT:
@@ -208,7 +191,7 @@ def with_tokenizer(model: ModelT, tokenizer: Any) -> ModelT:
 
 
 def task_backbone(model: Mixture, task: str) -> Decoder:
-    """Return trunk and the task's branch as one plain decoder, onto which PEFT loads the task's adapters."""
+    """Return trunk and a task's branch as one plain decoder, onto which PEFT loads the task's adapters."""
     return join(model.trunk, model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
 
 
@@ -238,10 +221,7 @@ def _expert_path(task: str, capability: str) -> str:
 
 
 def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
-    """Return a checkpoint's folder, after a download if the path is a hub name.
-
-    Args:
-        hub: options of `download`.
+    """Return a checkpoint's folder, after a download with the options `hub` if the path is a hub name.
 
     Raises:
         CheckpointError: there is no such model.
@@ -272,15 +252,15 @@ def download(name: str, files: Sequence[str] = FILES, **options: Any) -> Path:
     except LocalEntryNotFoundError:
         offline = constants.HF_HUB_OFFLINE or options.get("local_files_only")
         cause = "no such model in the hub's cache" if offline else "the hub cannot be reached"
-        raise CheckpointError(f"{name}: there is no such folder, and {cause}; {_FOLDER_HINT}") from None
+        reason = f"there is no such folder, and {cause}; {_FOLDER_HINT}"
     except GatedRepoError:
-        raise CheckpointError(f"{name}: access to this model must be requested on the hub; {_LOG_IN}") from None
+        reason = f"access to this model must be requested on the hub; {_LOG_IN}"
     except RepositoryNotFoundError:
-        message = f"{name}: there is no such folder, and no such model on the hub; {_FOLDER_HINT}, or for a private"
-        raise CheckpointError(f"{message} model {_LOG_IN}") from None
+        cause = "there is no such folder, and no such model on the hub"
+        reason = f"{cause}; {_FOLDER_HINT}, or for a private model {_LOG_IN}"
     except Exception as error:  # the hub's client raises many kinds
-        message = f"{name}: is neither a local model folder nor a model on the hub: {_reason(error)}; {_LOG_IN}"
-        raise CheckpointError(message) from None
+        reason = f"is neither a local model folder nor a model on the hub: {_reason(error)}; {_LOG_IN}"
+    raise CheckpointError(f"{name}: {reason}")
 
 
 def upload(
@@ -343,37 +323,28 @@ def digest(*parts: nn.Module | None) -> str:
 
 
 def check_same_trunk(model: Mixture, other: Mixture, names: tuple[str, str]) -> None:
-    """Raise `CheckpointError` unless tasks of both models read the same inputs in the same form.
+    """Raise `CheckpointError`, with both models' names, unless their tasks read the same inputs in the same form."""
+    settings = {"encoding": EncodingConfig, "lora": LoRAConfig, "aggregator": AggregatorConfig}
 
-    Args:
-        names: of the two models, for the message.
-    """
-    mine, theirs = _common(model), _common(other)
+    def common(model: Mixture) -> dict[str, Any]:
+        config = model.config
+        vocabulary = json.dumps([sorted(model.tokenizer.get_vocab().items()), model.tokenizer.chat_template])
+        return {
+            "trunk": digest(model.trunk, model.general.branch if config.shared_branch else None),
+            "router": digest(model.router.language_model),
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+            **{name: getattr(config, name) for name in ("branch_layer", "shared_branch", "router_kind")},
+            **{name: kind(**getattr(config, name)).model_dump(mode="json") for name, kind in settings.items()},
+        }
+
+    mine, theirs = common(model), common(other)
     if different := [name for name in mine if mine[name] != theirs[name]]:
         values = ", ".join(f"{name} ({mine[name]} and {theirs[name]})" for name in different)
         raise CheckpointError(f"{names[0]} and {names[1]}: differ in {values}; merge models grown from the same model")
 
 
-def _common(model: Mixture) -> dict[str, Any]:
-    """Return name → value or digest of what all tasks of a model share."""
-    config = model.config
-    vocabulary = json.dumps([sorted(model.tokenizer.get_vocab().items()), model.tokenizer.chat_template])
-    settings = {"encoding": EncodingConfig, "lora": LoRAConfig, "aggregator": AggregatorConfig}
-    return {
-        "trunk": digest(model.trunk, model.general.branch if config.shared_branch else None),
-        "router": digest(model.router.language_model),
-        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
-        **{name: getattr(config, name) for name in ("branch_layer", "shared_branch", "router_kind")},
-        **{name: kind(**getattr(config, name)).model_dump(mode="json") for name, kind in settings.items()},
-    }
-
-
 def check_same_general(model: Mixture, other: Mixture, task: str, name: str) -> None:
-    """Raise `CheckpointError` if a task of `other` reads its general model's score and `model` has another one.
-
-    Args:
-        name: of `other`, for the message.
-    """
+    """Raise `CheckpointError`, with the `other` model's name, if its task reads a general model that `model` lacks."""
     task_model = other.task_model(task)
     linear = task_model.aggregator.linear
     if not task_model.reads_general or linear is None or linear.weight[len(task_model.experts) + 1] == 0:

@@ -24,17 +24,19 @@ from .families import is_text_model
 from .integrity import count_tensors, read_json
 from .router import Routing
 
-# Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
-_IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
 FORMAT_VERSION = 2
 """The version of the checkpoint's files and of their meaning. A release reads its own version only."""
-_DONE = {"add": "added", "retrain": "retrained", "remove": "removed", "export": "exported", "merge": "merged"}
-_TITLE = "## Changes after training"
-_SECTION = re.compile(rf"{_TITLE}\n.*?(?=^## |\Z)", re.S | re.M)
-_NEXT = "## Use\n"
+# Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
+_IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
 _LABEL = "REWARD"  # the label of a score in Hugging Face's pipelines
-# The fields that a stored configuration must have, in a new one.
-_NEW: dict[str, Any] = {"format_version": FORMAT_VERSION, "backbone": {}, "branch_layer": 0, "tasks": {}}
+# Families that number the positions of a text from the padding token's id + 1, as RoBERTa does.
+_ROBERTA = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text")
+_POSITIONS_AFTER_PADDING = frozenset((*_ROBERTA, "esm", "ibert", "longformer", "luke", "markuplm", "mpnet"))
+_MAX_CHARACTERS = 256  # of a name; merged tasks name capabilities `task_capability`
+_MAX_LAYERS = 16_384  # of all tasks together
+# Upper bounds on a backbone's integers, by a part of their names: above any existing model, and still built in seconds.
+_MAX_VALUES = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 16, "size": 1 << 24}
+_Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MAX_CHARACTERS))]
 
 
 def now() -> str:
@@ -43,81 +45,84 @@ def now() -> str:
 
 
 class ModelChange(BaseModel):
-    """One change of a trained model.
-
-    Attributes:
-        change: the kind of change.
-        task: the changed task.
-        capability: the changed capability; None for the whole task.
-        time: in UTC, ISO 8601.
-        data: SHA-256 of the training groups; None if the change needed no data.
-        source: folder name of the other model of a merge.
-        settings: settings that differ from those in run.yaml, by name.
-    """
+    """One change of a trained model."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     change: Literal["add", "retrain", "remove", "export", "merge"]
     task: str
-    capability: str | None = None
+    capability: str | None = None  # None for the whole task
     time: str = Field(default_factory=now)
-    data: str | None = None
-    source: str | None = None
-    settings: dict[str, Any] = {}
+    data: str | None = None  # SHA-256 of the training groups, if the change needed data
+    source: str | None = None  # folder name of the other model of a merge
+    settings: dict[str, Any] = {}  # those that differ from run.yaml, by name
 
     def sentence(self) -> str:
         """Describe the change in one line of Markdown."""
+        done = {"add": "added", "retrain": "retrained", "remove": "removed", "export": "exported", "merge": "merged"}
         name = self.task if self.capability is None else f"{self.task}/{self.capability}"
-        parts = [f"{_code(name)} {_DONE[self.change]} at {_code(self.time)}"]
+        parts = [f"{_code(name)} {done[self.change]} at {_code(self.time)}"]
         parts += [f"from {_code(self.source)}"] if self.source else []
         parts += [f"data {_code(self.data[:16])}"] if self.data else []
         settings = "; ".join(f"{key}={value}" for key, value in self.settings.items())
         return ", ".join([*parts, *([f"settings {_code(settings)}"] if settings else [])])
 
 
+class _StoredConfig(BaseModel):
+    """The fields of config.json that are read. Fields of transformers' base class are ignored; others are refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    format_version: int
+    backbone: dict[str, Any]
+    branch_layer: int = Field(ge=0)
+    tasks: dict[_Name, Annotated[list[_Name], Field(max_length=256)]] = Field(max_length=256)
+    shared_branch: bool = False
+    router_kind: Literal["trunk", "own"] = "trunk"
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    routing: Routing = Routing()
+    encoding: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    aggregator: dict[str, Any] = {}
+    history: list[ModelChange] = Field(default=[], max_length=4096)
+
+
+# What transformers and other tools write besides the fields of `_StoredConfig`; a checkpoint's code is never run.
+_BASE_FIELDS = {*PretrainedConfig().to_dict(), "torch_dtype", "num_labels", "pad_token_id", "auto_map"}
+
+
 class DMoERMConfig(PretrainedConfig):
     """The architecture and settings of a DMoERM.
 
     `_StoredConfig` has the types and defaults; fields that are models there are dicts here.
-
-    Attributes:
-        format_version: `FORMAT_VERSION` of the release that wrote the checkpoint.
-        backbone: the backbone's own configuration as a dict, with the number of layers used.
-        branch_layer: the layer at which the trunk ends.
-        tasks: task → names of its capabilities, in alphabetical order.
-        shared_branch: all tasks use the general model's branch (`base: frozen`).
-        router_kind, threshold: see `RouterConfig`.
-        routing: the fields of `Routing`, which training chooses.
-        encoding, lora, aggregator: fields of `EncodingConfig`, `LoRAConfig`, `AggregatorConfig`.
-        pad_token_id: the tokenizer's; tools that pad batches read it here.
-        history: the changes since training, each as the fields of a `ModelChange`.
     """
 
     model_type = "dmoerm"
 
     if TYPE_CHECKING:  # transformers would make dataclass fields of them
-        format_version: int
-        branch_layer: int
-        tasks: dict[str, list[str]]
-        shared_branch: bool
-        router_kind: str
-        threshold: float
-        backbone: dict[str, Any]
-        routing: dict[str, Any]
-        encoding: dict[str, Any]
-        lora: dict[str, Any]
-        aggregator: dict[str, Any]
-        history: list[dict[str, Any]]
+        format_version: int  # `FORMAT_VERSION` of the release that wrote the checkpoint
+        branch_layer: int  # the layer at which the trunk ends
+        tasks: dict[str, list[str]]  # task → names of its capabilities, in alphabetical order
+        shared_branch: bool  # all tasks use the general model's branch (`base: frozen`)
+        router_kind: str  # see `RouterConfig`
+        threshold: float  # see `RouterConfig`
+        backbone: dict[str, Any]  # the backbone's own configuration, with the number of layers used
+        routing: dict[str, Any]  # of `Routing`, which training chooses
+        encoding: dict[str, Any]  # of `EncodingConfig`
+        lora: dict[str, Any]  # of `LoRAConfig`
+        aggregator: dict[str, Any]  # of `AggregatorConfig`
+        history: list[dict[str, Any]]  # the changes since training, each as the fields of a `ModelChange`
 
     def __init__(self, **settings: Any) -> None:
         given = {name: settings.pop(name, None) for name in _StoredConfig.model_fields}
-        given = _NEW | {name: value for name, value in given.items() if value is not None}
+        # transformers also builds a configuration without any field
+        required: dict[str, Any] = {"format_version": FORMAT_VERSION, "backbone": {}, "branch_layer": 0, "tasks": {}}
+        given = required | {name: value for name, value in given.items() if value is not None}
         for name, value in _StoredConfig.model_construct(**given):
             setattr(self, name, copy.deepcopy(value))
         # sorted, because config.json is written with sorted keys and the order is that of the router's outputs
         self.tasks = {task: list(capabilities) for task, capabilities in sorted(self.tasks.items())}
         self.routing = Routing.model_validate(self.routing).model_dump()
         self.history = [dict(change) for change in self.history]
-        self.pad_token_id = settings.pop("pad_token_id", None)
+        self.pad_token_id = settings.pop("pad_token_id", None)  # the tokenizer's, for tools that pad batches
         super().__init__(**{"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | settings)
 
     @property
@@ -151,40 +156,6 @@ def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
     return config.to_dict() | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
 
 
-# Families that number the positions of a text from the padding token's id + 1, as RoBERTa does.
-_ROBERTA = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
-_POSITIONS_AFTER_PADDING = frozenset(
-    (*_ROBERTA, "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet")
-)
-_MAX_CHARACTERS = 256  # of a name; merged tasks name capabilities `task_capability`
-_MAX_LAYERS = 16_384  # of all tasks together
-# Upper bounds on a backbone's integers, by a part of their names: above any existing model, and still built in seconds.
-_MAX_VALUES = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 16, "size": 1 << 24}
-_Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MAX_CHARACTERS))]
-
-
-# What transformers and other tools write besides the fields of `_StoredConfig`; a checkpoint's code is never run.
-_BASE_FIELDS = {*PretrainedConfig().to_dict(), "torch_dtype", "num_labels", "pad_token_id", "auto_map"}
-
-
-class _StoredConfig(BaseModel):
-    """The fields of config.json that are read. Fields of transformers' base class are ignored; others are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-    format_version: int
-    backbone: dict[str, Any]
-    branch_layer: int = Field(ge=0)
-    tasks: dict[_Name, Annotated[list[_Name], Field(max_length=256)]] = Field(max_length=256)
-    shared_branch: bool = False
-    router_kind: Literal["trunk", "own"] = "trunk"
-    threshold: float = Field(default=0.5, ge=0, le=1)
-    routing: Routing = Routing()
-    encoding: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
-    aggregator: dict[str, Any] = {}
-    history: list[ModelChange] = Field(default=[], max_length=4096)
-
-
 def stored_config(config: PretrainedConfig) -> DMoERMConfig:
     """Return a copy with only the fields that `read_config` reads; trainers and libraries set others."""
     fields = (*_StoredConfig.model_fields, "architectures", "pad_token_id")
@@ -199,60 +170,58 @@ def read_config(folder: Path) -> DMoERMConfig:
     """
     file = folder / "config.json"
     settings = read_json(file)
-    if (kind := settings.get("model_type")) != DMoERMConfig.model_type:
-        expected = repr(DMoERMConfig.model_type)
-        raise CheckpointError(
-            f"{file}: model_type is {shorten(kind)}, not {expected}; give the folder that `train` wrote"
-        )
+    if (kind := settings.get("model_type")) != "dmoerm":
+        hint = "give the folder that `train` wrote"
+        raise CheckpointError(f"{file}: model_type is {shorten(kind)}, not 'dmoerm'; {hint}")
     if (version := settings.get("format_version", 1)) != FORMAT_VERSION:
         raise CheckpointError(
             f"{file}: format_version is {shorten(version)}, and this release reads {FORMAT_VERSION}; "
             "install the release of dmoerm that wrote the checkpoint, or train it again"
         )
-    unknown = sorted(settings.keys() - _StoredConfig.model_fields.keys() - _BASE_FIELDS)
-    if unknown:
-        hint = did_you_mean(unknown[0], _StoredConfig.model_fields) or "remove it, or correct its spelling"
-        raise _invalid(file, f"{unknown[0]}: unknown field; {hint}")
     try:
+        if unknown := sorted(settings.keys() - _StoredConfig.model_fields.keys() - _BASE_FIELDS):
+            hint = did_you_mean(unknown[0], _StoredConfig.model_fields) or "remove it, or correct its spelling"
+            raise ValueError(f"{unknown[0]}: unknown field; {hint}")
         stored = _StoredConfig.model_validate(settings)
-        for part, of in ((stored.encoding, EncodingConfig), (stored.lora, LoRAConfig)):
-            of.model_validate(part)
+        EncodingConfig.model_validate(stored.encoding)
+        LoRAConfig.model_validate(stored.lora)
         AggregatorConfig.model_validate(stored.aggregator)
-    except ValidationError as error:
-        fault = first_fault(error)
-        raise _invalid(file, f"{fault.field}: {fault.message} (got {shorten(error.errors()[0]['input'])})") from None
-    try:
-        _check_backbone(file, stored)
-    except RecursionError:
-        raise _invalid(file, "backbone: is nested too deeply") from None
-    if unknown := [task for task in stored.routing.pooled if task not in stored.tasks]:
-        raise _invalid(file, f"routing.pooled: there is no task {shorten(unknown[0])}")
-    config = DMoERMConfig(**stored.model_dump())
-    try:
+        _check_backbone(folder, stored)
+        if unknown := [task for task in stored.routing.pooled if task not in stored.tasks]:
+            raise ValueError(f"routing.pooled: there is no task {shorten(unknown[0])}")
+        config = DMoERMConfig(**stored.model_dump())
         check_config(config.backbone_config)
     except BackboneError as error:
         raise CheckpointError(f"{file}: this model cannot score: {error}; train it again") from None
-    except Exception as error:  # transformers raises many kinds for an invalid configuration
-        raise _invalid(file, shorten(str(error))) from None
+    except CheckpointError:  # of a weight file
+        raise
+    except Exception as error:  # transformers raises many kinds for an invalid backbone
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ValidationError):
+            fault = first_fault(error)
+            reason = f"{fault.field}: {fault.message} (got {shorten(error.errors()[0]['input'])})"
+        elif isinstance(error, RecursionError):
+            reason = "backbone: is nested too deeply"
+        raise CheckpointError(f"{file}: is not a valid configuration: {reason}") from None
     return config
 
 
-def _check_backbone(file: Path, stored: _StoredConfig) -> None:
+def _check_backbone(folder: Path, stored: _StoredConfig) -> None:
+    """Raise `ValueError` for a backbone that cannot be built, or not within the weights that are stored."""
     kind, layers = stored.backbone.get("model_type"), stored.backbone.get("num_hidden_layers")
     if not is_text_model(kind):
-        raise _invalid(file, f"backbone.model_type: {shorten(kind)} is not a text model")
+        raise ValueError(f"backbone.model_type: {shorten(kind)} is not a text model")
     for name, value in _integers(stored.backbone):
         limit = min((limit for part, limit in _MAX_VALUES.items() if part in name), default=None)
         if limit is not None and not -1 <= value <= limit:  # some families write -1 for None
-            raise _invalid(file, f"backbone.{name}: {shorten(value)} is out of range")
+            raise ValueError(f"backbone.{name}: {shorten(value)} is out of range")
     if not isinstance(layers, int) or not stored.branch_layer < layers:
-        raise _invalid(
-            file, f"backbone.num_hidden_layers: {shorten(layers)} layers, split at layer {stored.branch_layer}"
-        )
+        split = f"{shorten(layers)} layers, split at layer {stored.branch_layer}"
+        raise ValueError(f"backbone.num_hidden_layers: {split}")
     parts = ["general/branch.safetensors", *(["trunk.safetensors"] if stored.branch_layer else [])]
-    tensors = sum(count_tensors(file.parent / part) for part in parts)
+    tensors = sum(count_tensors(folder / part) for part in parts)
     if layers > tensors or layers * (1 + len(stored.tasks)) > _MAX_LAYERS:
-        raise _invalid(file, f"backbone.num_hidden_layers: {layers} layers, but only {tensors} tensors are stored")
+        raise ValueError(f"backbone.num_hidden_layers: {layers} layers, but only {tensors} tensors are stored")
 
 
 def _integers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
@@ -264,11 +233,10 @@ def _integers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
-def _invalid(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{file}: is not a valid configuration: {reason}")
-
-
 # --- the model card ------------------------------------------------------------------------------------------------
+
+_TITLE, _NEXT = "## Changes after training", "## Use\n"
+_SECTION = re.compile(rf"{_TITLE}\n.*?(?=^## |\Z)", re.S | re.M)
 
 
 def with_changes(card: str, history: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from .integrity import read_tensors, write_tensors
 from .layers import Decoder
 from .packing import Packed
 
+_ADAPTER_FILE = "adapter_model.safetensors"
 # Names of linear layers that compute queries, keys and values in families without `q_proj` and `v_proj`.
 _ATTENTION_INPUTS = (
     *("qkv_proj", "Wqkv", "query_key_value", "qkv", "c_attn", "in_proj", "query", "value", "query_proj", "value_proj"),
@@ -100,20 +101,16 @@ def with_experts(
     Raises:
         BackboneError: no linear layer has one of the target names.
     """
-    linear = (module for module in branch.modules() if isinstance(module, nn.Linear))
-    shared = (*branch.parameters(), *linear)
+    shared = (*branch.parameters(), *(module for module in branch.modules() if isinstance(module, nn.Linear)))
     expert_branch = copy.deepcopy(branch, {id(item): item for item in shared})  # the memo: these are not copied
-    chosen = lora_targets(branch, config)
-    targets = [
-        (parent, name, child)
-        for parent in expert_branch.modules()
-        for name, child in parent.named_children()
-        if name in chosen and isinstance(child, nn.Linear)
-    ]
-    if not targets:
+    chosen, replaced = lora_targets(branch, config), 0
+    for parent in list(expert_branch.modules()):
+        for name, child in parent.named_children():
+            if name in chosen and isinstance(child, nn.Linear):
+                setattr(parent, name, kind(child, count, config))
+                replaced += 1
+    if not replaced:
         raise BackboneError(f"lora.targets {list(config.targets)} name no linear layer of this backbone")
-    for parent, name, child in targets:
-        setattr(parent, name, kind(child, count, config))
     return expert_branch
 
 
@@ -134,27 +131,20 @@ def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
 
 
 def check_targets(branch: nn.Module, config: LoRAConfig, setting: str) -> None:
-    """Check that each of the `targets` is the name of a linear layer of the branch, unless they are the default ones.
+    """Raise `BackboneError` if one of the `targets` is not the name of a linear layer of the branch.
 
-    With the default ones, `lora_targets` must find some.
+    With the default targets, it is enough that `lora_targets` finds some.
 
     Args:
         setting: the name of the setting, for the message.
-
-    Raises:
-        BackboneError: a name is not, or none is found.
     """
     linear = _linear_names(branch)
     missing = [name for name in config.targets if name not in linear]
-    default = config.targets == LoRAConfig().targets
-    if not missing or (default and lora_targets(branch, config)):
+    if not missing or (config.targets == LoRAConfig().targets and lora_targets(branch, config)):
         return
-    known = (
-        f"its linear layers are {', '.join(sorted(linear))}"
-        if linear
-        else "it has none; train heads alone, with rank 0"
-    )
-    hint = "; ".join(filter(None, [did_you_mean(missing[0], linear), known]))
+    known = f"its linear layers are {', '.join(sorted(linear))}" if linear else ""
+    none = "it has none; train heads alone, with rank 0"
+    hint = "; ".join(filter(None, [did_you_mean(missing[0], linear), known or none]))
     raise BackboneError(
         f"{setting}: no linear layer of the branch is called {missing[0]} (got {shorten(list(config.targets))}); {hint}"
     )
@@ -168,12 +158,7 @@ class Experts(nn.Module):
     """The k experts of a task. With LoRA rank 0 they are heads only, which read the plain branch's embedding."""
 
     def __init__(
-        self,
-        branch: Decoder,
-        capabilities: Sequence[str],
-        width: int,
-        config: LoRAConfig,
-        pooling: str,
+        self, branch: Decoder, capabilities: Sequence[str], width: int, config: LoRAConfig, pooling: str
     ) -> None:
         super().__init__()
         self.capabilities, self.config, self.pooling = tuple(capabilities), config, pooling
@@ -220,8 +205,6 @@ def lora_layers(branch: nn.Module) -> dict[str, StackedLoRALinear]:
 
 # --- PEFT adapters ---------------------------------------------------------------------------------------------------
 
-_ADAPTER_FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."
-
 
 def write_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> None:
     """Write the adapter of one expert into a new folder."""
@@ -236,35 +219,32 @@ def write_adapter(experts: Experts, index: int, first_layer: int, folder: Path) 
         inference_mode=True,
     )
     # not an argument above: PEFT would make it a set, whose order differs between processes
-    config.target_modules = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]  # pyright: ignore
+    config.target_modules = [_renumbered(name, first_layer) for name in lora_layers(experts)]  # pyright: ignore
     config.save_pretrained(str(folder))
-    write_tensors(_state(experts, index, first_layer), folder / _ADAPTER_FILE)
-
-
-def read_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of one expert's adapter. Raises `CheckpointError` unless they fit the experts."""
-    state, expected = read_tensors(folder / _ADAPTER_FILE), _state(experts, index, first_layer)
-    if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
-        raise CheckpointError(f"{folder / _ADAPTER_FILE}: its tensors do not fit config.json")
-    return state
+    write_tensors(_adapter(experts, index, first_layer), folder / _ADAPTER_FILE)
 
 
 @torch.no_grad()
-def fill_adapter(experts: Experts, index: int, first_layer: int, state: Mapping[str, Tensor]) -> None:
-    """Set the LoRA of one expert to the tensors of `read_adapter`."""
-    for name, tensor in _state(experts, index, first_layer).items():
-        tensor.copy_(state[name])
+def read_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> None:
+    """Set the LoRA of one expert to a stored adapter. Raise `CheckpointError` unless its tensors fit."""
+    stored, expected = read_tensors(folder / _ADAPTER_FILE), _adapter(experts, index, first_layer)
+    if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in stored.items()}:
+        raise CheckpointError(f"{folder / _ADAPTER_FILE}: its tensors do not fit config.json")
+    for name, tensor in expected.items():
+        tensor.copy_(stored[name])
 
 
-def _state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
+def _adapter(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
     """Return an expert's LoRA under PEFT's names, with the layer numbers of the whole decoder."""
     state: dict[str, Tensor] = {}
-    for name, layer in lora_layers(experts.branch or nn.Module()).items():
-        prefix = _PREFIX + _renumber(name, first_layer)
+    for name, layer in lora_layers(experts).items():
+        prefix = f"base_model.model.{_renumbered(name, first_layer)}"
         state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
         state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
     return state
 
 
-def _renumber(name: str, first_layer: int) -> str:
-    return re.sub(r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name)
+def _renumbered(name: str, first_layer: int) -> str:
+    return re.sub(
+        r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name.removeprefix("branch.")
+    )

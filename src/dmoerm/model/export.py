@@ -11,6 +11,7 @@ Shapes: d hidden width, s scores of the aggregator.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Sequence
@@ -27,7 +28,6 @@ from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
 from ..schema import Message, Query, messages_of, stripped
 from .backbone import load_tokenizer
-from .heads import Head
 from .layers import join
 from .mixture import Mixture
 from .packing import pack_ids
@@ -37,27 +37,13 @@ if TYPE_CHECKING:
     from .dmoerm import DMoERM
 
 
-class LinearReward(NamedTuple):
-    """A reward that is linear in the last token's state: `weight` (d,) and `bias` (), both float64."""
-
-    weight: Tensor
-    bias: Tensor
-
-
 class PlainCheck(NamedTuple):
-    """How far the written classifier is from the model.
+    """How far the written classifier is from the model."""
 
-    Attributes:
-        texts: the number of compared texts.
-        same_tokens: how many of them the folder's tokenizer and chat template encode as the model does.
-        error: the largest absolute difference of logit + bias and reward among those; nan if there are none.
-        other_error: among the other texts.
-    """
-
-    texts: int
-    same_tokens: int
-    error: float
-    other_error: float
+    texts: int  # the number of compared texts
+    same_tokens: int  # how many of them the folder's tokenizer and chat template encode as the model does
+    error: float  # the largest absolute difference of logit + bias and reward among those; nan if there are none
+    other_error: float  # among the other texts
 
 
 def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
@@ -78,42 +64,44 @@ def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
 
 
 @torch.no_grad()
-def fold_reward(model: Mixture, task: str | None) -> LinearReward:
-    """Fold the reward of a task into one linear layer; None stands for the general model.
+def _folded_reward(model: Mixture, task: str | None) -> tuple[Tensor, Tensor]:
+    """Return weight (d,) and bias () of the reward of a task, or of the general model for None, in float64.
 
     Raises:
         ConfigError: the reward is not linear in the last token's state; the message says why.
     """
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.double().cpu()
+
+    def folded(head: Any) -> tuple[Tensor, Tensor]:
+        weight = exact(head.score.weight[0]) / exact(head.normalizer.scale)
+        return weight, -(weight @ exact(head.normalizer.mean))
+
     if reason := nonlinear_reason(model, task):
         hint = "serve the model itself, with dmoerm serve"
         raise ConfigError(f"--plain: a standard classifier cannot express this reward exactly: {reason}; {hint}")
     if task is None:
-        weight, bias = _folded(model.general.head)
+        weight, bias = folded(model.general.head)
     else:
         task_model = model.task_model(task)
         linear: Any = task_model.aggregator.linear
         base = {"per_task": task_model.base.head, "general": model.general.head, "all_labels": task_model.all_labels}
-        heads: Any = [*task_model.experts.heads, *(base[name] for name in task_model.aggregator.base_names)]
-        weights, biases = map(torch.stack, zip(*map(_folded, heads), strict=True))  # (s, d), (s,)
-        shares = (linear.weight * linear.read).double().cpu() / linear.normalizer.scale.double().cpu()  # (s,)
-        weight, bias = weights.T @ shares, (biases - linear.normalizer.mean.double().cpu()) @ shares
+        heads = [*task_model.experts.heads, *(base[name] for name in task_model.aggregator.base_names)]
+        weights, biases = map(torch.stack, zip(*map(folded, heads), strict=True))  # (s, d), (s,)
+        shares = exact(linear.weight * linear.read) / exact(linear.normalizer.scale)  # (s,)
+        weight, bias = weights.T @ shares, (biases - exact(linear.normalizer.mean)) @ shares
     calibration = model.calibration(task)
-    scale = calibration.scale.double().cpu()
-    return LinearReward(weight / scale, (bias - calibration.center.double().cpu()) / scale)
-
-
-def _folded(head: Head) -> LinearReward:
-    weight = head.score.weight[0].double().cpu() / head.normalizer.scale.double().cpu()
-    return LinearReward(weight, -(weight @ head.normalizer.mean.double().cpu()))
+    scale = exact(calibration.scale)
+    return weight / scale, (bias - exact(calibration.center)) / scale
 
 
 def export_classifier(model: Mixture, task: str | None, target: Path, dtype: torch.dtype | None = None) -> Any:
-    """Write a reward as a standard classifier; return its configuration.
+    """Write the reward of a task, or of the general model for None, as a standard classifier; return its configuration.
 
     The folder is written completely or not at all.
 
     Args:
-        task: the task; None for the general model.
         dtype: precision of all weights; default: the layers' precision, or float32 if they have several.
 
     Raises:
@@ -121,7 +109,7 @@ def export_classifier(model: Mixture, task: str | None, target: Path, dtype: tor
             with one linear layer on the last token's state.
         CheckpointError: the folder cannot be written.
     """
-    reward = fold_reward(model, task)
+    weight, bias = _folded_reward(model, task)
     scorer = model.general if task is None else model.task_model(task).base
     state = join(model.trunk, scorer.branch).state_dict()  # pyright: ignore[reportArgumentType]
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -130,8 +118,8 @@ def export_classifier(model: Mixture, task: str | None, target: Path, dtype: tor
     classifier = _empty_classifier(model, tokenizer.pad_token_id, saved)
     state = {name: t.cpu().to(saved if t.is_floating_point() else t.dtype) for name, t in state.items()}
     classifier.base_model.load_state_dict(state, assign=True)
-    classifier.score.weight = nn.Parameter(reward.weight[None].to(saved), requires_grad=False)
-    classifier.config.update({"reward_bias": float(reward.bias), "reward_task": task})
+    classifier.score.weight = nn.Parameter(weight[None].to(saved), requires_grad=False)
+    classifier.config.update({"reward_bias": float(bias), "reward_task": task})
     classifier.config.reward_temperature = float(model.calibration(task).temperature)
     try:
         with complete_folder(target) as folder:
@@ -147,18 +135,14 @@ def _empty_classifier(model: Mixture, pad_token_id: int, dtype: torch.dtype) -> 
     config.num_labels, config.problem_type, config.dtype = 1, "regression", dtype
     config.id2label, config.label2id = model.config.id2label, model.config.label2id
     config.pad_token_id = pad_token_id
-    try:
-        with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:  # the family has none
-        classifier = None
-    score = getattr(classifier, "score", None)
-    if not isinstance(score, nn.Linear) or score.bias is not None:
-        raise ConfigError(
-            f"--plain: transformers has no classifier of type {config.model_type!r} that is one linear layer on the "
-            "last token's state; serve the model with `dmoerm serve`"
-        )
-    return classifier
+    with contextlib.suppress(ValueError), torch.device("meta"):  # the family may have none
+        classifier: Any = AutoModelForSequenceClassification.from_config(config)
+        if isinstance(score := getattr(classifier, "score", None), nn.Linear) and score.bias is None:
+            return classifier
+    raise ConfigError(
+        f"--plain: transformers has no classifier of type {config.model_type!r} that is one linear layer on the "
+        "last token's state; serve the model with `dmoerm serve`"
+    )
 
 
 def _tokenizer(model: Mixture) -> Any:

@@ -127,12 +127,10 @@ def _visible(queries: Tensor, keys: Tensor, window: Tensor) -> Callable[..., Ten
 def _tiles(queries: Tensor, keys: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Return which tiles (B of queries, B of keys) may have a visible key, and in which all keys are visible.
 
-    They follow from the least and the greatest prompt, response and position of each tile's tokens.
+    They follow from the least and the greatest (with `_`) prompt, response and position of each tile's tokens.
     """
-    least, most = (x[:, :, None] for x in _ranges(queries))
-    k_least, k_most = (x[:, None, :] for x in _ranges(keys))
-    (prompt, response, position), (prompt_, response_, position_) = least, most
-    (k_prompt, k_response, k_position), (k_prompt_, k_response_, k_position_) = k_least, k_most
+    (prompt, response, position), (prompt_, response_, position_) = (x[:, :, None] for x in _ranges(queries))
+    (k_prompt, k_response, k_position), (k_prompt_, k_response_, k_position_) = (x[:, None] for x in _ranges(keys))
     overlap = (response <= k_response_) & (k_response <= response_)
     some = (prompt <= k_prompt_) & (k_prompt <= prompt_) & ((k_response == 0) | overlap)
     some = some & (k_position <= position_) & (position - k_position_ < window)

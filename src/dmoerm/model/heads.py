@@ -4,7 +4,7 @@
 
 The aggregator maps expert outputs to one reward (the inner layer of arXiv 2403.01197):
 
-    embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
+    embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))                  the paper
     scores       r = w · (r_1 … r_k, r_phase1, r_general, r_all)     linear, on normalized scores; r_all is optional
     both         r = their sum
 
@@ -77,12 +77,9 @@ class Head(nn.Module):
     """Maps embeddings (…, D) to scores (…), linearly.
 
     The weights start near zero, so initial scores are almost equal and the initial loss is close to log 2.
-
-    Attributes:
-        has_start: the weights come from a reward model; see `start_from`.
     """
 
-    has_start = False
+    has_start = False  # the weights come from a reward model; see `start_from`
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -125,27 +122,17 @@ class BranchScorer(nn.Module):
 
 
 class HeadPosterior(NamedTuple):
-    """The covariance of a linear head's weights, rest · I − basis · basisᵀ, in the units of the head's normalizer.
+    """The covariance of a linear head's weights, rest · I − basis · basisᵀ, in the units of the head's normalizer."""
 
-    Attributes:
-        rest: ().
-        basis: (D, R).
-    """
-
-    rest: Tensor
-    basis: Tensor
+    rest: Tensor  # ()
+    basis: Tensor  # (D, R)
 
 
 class Posterior(nn.Module):
-    """The covariance of a calibrated reward's weights on normalized embeddings (…, D). A new one is unknown.
+    """The covariance of a calibrated reward's weights on normalized embeddings (…, D). A new one is unknown."""
 
-    Attributes:
-        rest: (D,), 0 if there is no posterior.
-        basis: (D, R), R = min(64, D).
-    """
-
-    rest: Tensor
-    basis: Tensor
+    rest: Tensor  # (D,), 0 if there is no posterior
+    basis: Tensor  # (D, R), R = min(64, D)
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -204,11 +191,9 @@ class Aggregator(nn.Module):
     @torch.no_grad()
     def fit_normalizers(self, vectors: Tensor) -> None:
         """Fit the normalizers to the training part's vectors (n, m·D + s)."""
-        z, scores = vectors.split(self.split, dim=-1)
-        if self.mlp is not None:
-            self.mlp.normalizer.fit(z)
-        if self.linear is not None:
-            self.linear.normalizer.fit(scores)
+        for part, columns in zip((self.mlp, self.linear), vectors.split(self.split, dim=-1), strict=True):
+            if part is not None:
+                part.normalizer.fit(columns)
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return the scores (N, s) among the input vectors."""

@@ -43,36 +43,50 @@ def check_files(folder: Path) -> None:
         root = root.parents[1]
     for count, file in enumerate(_files(folder)):
         if count == _MAX_FILES:
-            raise CheckpointError(
-                f"{folder}: contains more than {_MAX_FILES} files; give the folder that `train` wrote"
-            )
+            hint = "give the folder that `train` wrote"
+            raise CheckpointError(f"{folder}: contains more than {_MAX_FILES} files; {hint}")
         target = Path(os.path.realpath(file))
         if not target.is_relative_to(root):
-            raise CheckpointError(
-                f"{file}: leads out of the model folder, to {target}; replace the link by the file itself"
-            )
+            hint = "replace the link by the file itself"
+            raise CheckpointError(f"{file}: leads out of the model folder, to {target}; {hint}")
         if target.exists() and not target.is_file() and not target.is_dir():
             raise CheckpointError(f"{file}: is a device or a pipe, which is never read; delete it")
         if target.is_file() and any(fnmatch.fnmatch(file.name, kind) for kind in FILES):
             _check_size(file)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def _check_size(file: Path) -> None:
+    size, limit, subject = file.stat().st_size, _MAX_BYTES.get(file.name, _MAX_OTHER_BYTES), "it"
+    if file.suffix == ".safetensors":
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        if header > size:
+            raise _damaged(file, "its header claims to be longer than the file")
+        size, limit, subject = header, _MAX_HEADER_BYTES, "its header"
+    if size > limit:
+        raise CheckpointError(f"{file}: {subject} has {size} bytes, more than the limit of {limit}")
 
-    Raises:
-        CheckpointError: the file is missing, too large, or does not contain a JSON object.
-    """
+
+def _damaged(file: Path, error: object) -> CheckpointError:
+    return CheckpointError(f"{file}: is not a safetensors file, or is damaged: {error}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raise `CheckpointError` if the file is missing, too large, or contains something else."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not valid JSON")
+
     try:
         if file.exists() and not file.is_file():
             raise ValueError("it is not a regular file")
         _check_size(file)
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
         if not isinstance(content, dict):
             raise ValueError("it does not contain a JSON object")
+    except CheckpointError:  # of the size
+        raise
     except (ValueError, OSError, RecursionError) as error:
-        if isinstance(error, CheckpointError):  # of the size
-            raise
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
     return content
 
@@ -102,22 +116,18 @@ def write_tensors(state: Mapping[str, Tensor], file: Path) -> None:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    if not file.is_file():
-        raise _missing(file)
+    _check_present(file)
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(file, error) from None
 
 
-def _missing(file: Path) -> CheckpointError:
-    pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
-    hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
-    return CheckpointError(f"{file}: is missing{hint}; write the model again with save_pretrained")
-
-
-def _damaged(file: Path, error: object) -> CheckpointError:
-    return CheckpointError(f"{file}: is not a safetensors file, or is damaged: {error}")
+def _check_present(file: Path) -> None:
+    if not file.is_file():
+        pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+        hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
+        raise CheckpointError(f"{file}: is missing{hint}; write the model again with save_pretrained")
 
 
 def write_sums(folder: Path) -> None:
@@ -146,12 +156,19 @@ def sums_checked(folder: Path) -> Iterator[None]:
 
 def check_sums(folder: Path) -> None:
     """Raise a `CheckpointError` that names the files that are missing or changed."""
-    if not (folder / SUMS).is_file():
+    file = folder / SUMS
+    if not file.is_file():
         return
-    expected = _read_sums(folder / SUMS)
+    try:
+        lines = [_SUM_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    expected = {line[2]: line[1] for line in lines if line}
+    outside = [name for name in expected if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if len(expected) != len(lines) or outside:
+        raise CheckpointError(f"{file}: is damaged, or names files outside the folder; copy the model again")
     for name in expected:
-        if not (folder / name).is_file():
-            raise _missing(folder / name)
+        _check_present(folder / name)
     actual = _sums(folder, expected)
     if changed := [str(folder / name) for name in expected if actual[name] != expected[name]]:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -159,18 +176,6 @@ def check_sums(folder: Path) -> None:
             f"{', '.join(changed[:3])}{more}: changed since the model was written (see {SUMS}); copy the model again, "
             f"or, if the change is intended, delete {SUMS}"
         )
-
-
-def _read_sums(file: Path) -> dict[str, str]:
-    try:
-        lines = [_SUM_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from None
-    sums = {line[2]: line[1] for line in lines if line}
-    outside = [name for name in sums if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if len(sums) != len(lines) or outside:
-        raise CheckpointError(f"{file}: is damaged, or names files outside the folder; copy the model again")
-    return sums
 
 
 def _sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -193,19 +198,3 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         yield from (Path(parent, name) for name in (*links, *files) if not name.startswith("."))
-
-
-def _check_size(file: Path) -> None:
-    size, limit, subject = file.stat().st_size, _MAX_BYTES.get(file.name, _MAX_OTHER_BYTES), "it"
-    if file.suffix == ".safetensors":
-        with file.open("rb") as opened:
-            header = int.from_bytes(opened.read(8), "little")
-        if header > size:
-            raise _damaged(file, "its header claims to be longer than the file")
-        size, limit, subject = header, _MAX_HEADER_BYTES, "its header"
-    if size > limit:
-        raise CheckpointError(f"{file}: {subject} has {size} bytes, more than the limit of {limit}")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")

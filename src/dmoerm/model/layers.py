@@ -50,7 +50,6 @@ else:
     Decoder = PreTrainedModel
 
 HINT = "`dmoerm models check` says how a backbone runs"
-SLIDING = "sliding_attention"
 _MLPS_WITH_ROUTES = ("GptOssMLP",)
 
 
@@ -61,8 +60,7 @@ def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Split a decoder into trunk and branch, which share its weights; the trunk is None if `layer` is 0."""
     if layer == 0:
         return None, model
-    trunk = slice_layers(model, 0, layer, embed=True, norm=False)
-    return trunk, slice_layers(model, layer, len(model.layers), embed=False, norm=True)
+    return slice_layers(model, 0, layer, norm=False), slice_layers(model, layer, len(model.layers))
 
 
 def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
@@ -78,25 +76,27 @@ def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
     return whole.eval()
 
 
-def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bool) -> Decoder:
+def slice_layers(model: Decoder, start: int, stop: int, *, norm: bool = True) -> Decoder:
     """Return a model of the same class with layers [start, stop) that shares the model's weights.
 
-    Args:
-        embed: include the embeddings.
-        norm: include the final norm.
+    It has the embeddings if it starts at layer 0, and the final norm if `norm` is true.
     """
     config = _with_layers(model.config, stop - start, start)
     shared = [*model.children(), *model.parameters(recurse=False)]
     part = copy.deepcopy(model, {id(model.config): config} | {id(each): each for each in shared})
     part.layers = _numbered(list(model.layers)[start:stop], part.config)
-    part.embed_tokens = model.embed_tokens if embed else None
+    part.embed_tokens = model.embed_tokens if start == 0 else None
     part.norm = model.norm if norm else nn.Identity()
     part.rotary_emb = model.rotary_emb
     return part.eval()
 
 
 def empty_part(config: Any, layers: int) -> Decoder:
-    """Build a model of the config's class with `layers` layers; its weights are on the meta device."""
+    """Build a model of the config's class with `layers` layers; its weights are on the meta device.
+
+    Raises:
+        BackboneError: transformers does not compute a buffer that no file stores.
+    """
     packed = is_packed(config)
     config = _with_layers(config, layers) if packed else copy.deepcopy(config)
     with torch.device("meta"):
@@ -104,7 +104,18 @@ def empty_part(config: Any, layers: int) -> Decoder:
     with torch.device("cpu"):  # even inside a caller's meta context: these buffers are computed, never loaded
         if packed:
             part.rotary_emb = type(part.rotary_emb)(config)
-        _compute_buffers(part)
+        for module in part.modules():
+            buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+            unset = {name: buffer for name, buffer in buffers.items() if buffer is not None and buffer.is_meta}
+            for name, buffer in unset.items():  # nan shows which ones transformers leaves out
+                filled = torch.full(buffer.shape, float("nan") if buffer.is_floating_point() else 0)
+                module._buffers[name] = filled.to(buffer.dtype)
+            if unset:
+                part._init_weights(module)
+            for name in unset:
+                if (computed := module._buffers[name]) is not None and computed.isnan().any():
+                    kind = f"a backbone of type {config.model_type!r}"
+                    raise BackboneError(f"{kind} computes {name}, which is not saved; {HINT}")
     return part
 
 
@@ -117,28 +128,10 @@ def _with_layers(config: Any, layers: int, start: int = 0) -> Any:
     return config
 
 
-def _compute_buffers(part: Decoder) -> None:
-    """Compute the buffers that no file stores, as transformers does after loading. Raise if it leaves one out."""
-    for module in part.modules():
-        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
-        unset = {name: buffer for name, buffer in buffers.items() if buffer is not None and buffer.is_meta}
-        for name, buffer in unset.items():
-            module._buffers[name] = torch.full(buffer.shape, float("nan") if buffer.is_floating_point() else 0).to(
-                buffer.dtype
-            )
-        if unset:
-            part._init_weights(module)
-        for name in unset:
-            if (computed := module._buffers[name]) is not None and computed.isnan().any():
-                kind = part.config.model_type
-                raise BackboneError(f"a backbone of type {kind!r} computes {name}, which is not saved; {HINT}")
-
-
 def _numbered(layers: list[nn.Module], config: Any) -> nn.ModuleList:
     """Copy the layers, sharing weights, with numbers from 0, by which a layer finds its entry in a key/value cache.
 
-    Args:
-        config: the configuration that the copies refer to.
+    The copies refer to `config`.
     """
     copies = []
     for index, layer in enumerate(layers):
@@ -155,15 +148,12 @@ def _numbered(layers: list[nn.Module], config: Any) -> nn.ModuleList:
 
 
 def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: int = 1) -> Tensor:
-    """Run a trunk or branch over packed tokens, by its own forward if `families.is_packed` is false. Gradients flow.
+    """Run a trunk or branch over packed tokens; return the states (k, …, d) of the `outputs`. Gradients flow.
+
+    The part has embeddings if the tokens are ids. It runs by its own forward if `families.is_packed` is false.
 
     Args:
-        part: the layers, with embeddings if the tokens are ids.
-        outputs: the states to return.
         num_experts: k, the number of experts in the part's linear layers; the same tokens pass through each.
-
-    Returns:
-        States (k, …, d).
     """
     with computing(part):
         if not is_packed(part.config):
@@ -190,38 +180,28 @@ def computing(part: PreTrainedModel) -> torch.autocast:
 
 
 class _Pass(NamedTuple):
-    """What all layers of a pass share.
-
-    Attributes:
-        rotary: layer type → rotary embeddings; under the key None if all layers have the same.
-        form: see `attention_form`.
-    """
+    """What all layers of a pass share."""
 
     part: Decoder
     packing: Packing
-    rotary: Mapping[str | None, Any]
-    form: str
+    rotary: Mapping[str | None, Any]  # layer type → rotary embeddings; under the key None if all layers have the same
+    form: str  # see `attention_form`
 
     def through(
         self, index: int, layer: nn.Module, states: Tensor, tokens: Any = slice(None), **attention: Any
     ) -> Tensor:
-        """Return the layer's output (k, …, d) for some tokens, given as a slice or indices.
-
-        Args:
-            attention: see `Attention`.
-        """
+        """Return the layer's output (k, …, d) for some tokens, given as a slice or indices; see also `Attention`."""
         config: Any = self.part.config
         types = getattr(config, "layer_types", None)
         kind = types[index] if types else None
-        window = "own" if kind is None else config.sliding_window if kind == SLIDING else None
+        window = "own" if kind is None else config.sliding_window if kind == "sliding_attention" else None
         rotary = self.rotary[None if None in self.rotary else kind]
+        chosen = rotary[:, tokens] if isinstance(rotary, Tensor) else tuple(x[:, tokens] for x in rotary)
         output = layer(
             states[:, tokens],
             attention_mask=None,
             position_ids=self.packing.positions[None, tokens],
-            position_embeddings=rotary[:, tokens]
-            if isinstance(rotary, Tensor)
-            else tuple(x[:, tokens] for x in rotary),
+            position_embeddings=chosen,
             packed=Attention(self.packing, self.form, window=window, **attention),
         )
         return output[0] if isinstance(output, tuple) else output
@@ -235,9 +215,9 @@ class _Pass(NamedTuple):
         if outputs == "all":
             return self.through(index, layer, states)
         first = self.packing.prompt_tokens
-        read, written = (
-            (slice(first), slice(first, None)) if outputs == "responses" else (slice(None), self.packing.last)
-        )
+        read, written = slice(None), self.packing.last
+        if outputs == "responses":
+            read, written = slice(first), slice(first, None)
         collected: list[tuple[Tensor, Tensor]] = []
         self.through(index, _keys_only(layer), states, read, collected=collected)
         return self.through(index, layer, states, written, queries=outputs, keys=collected[0])
@@ -254,20 +234,19 @@ def _keys_only(layer: Any) -> nn.Module:
 
     A layer with other parts is returned whole: it computes the same keys and values, at a higher cost.
     """
+
+    def changed(module: nn.Module, **children: nn.Module) -> nn.Module:  # a shallow copy that shares the weights
+        other = copy.copy(module)
+        other._modules = {**module._modules, **children}
+        return other
+
     attention: Any = getattr(layer, "self_attn", None)
     parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
     plain = hasattr(layer, "mlp") and type(layer.mlp).__name__ not in _MLPS_WITH_ROUTES
     if not plain or not all(hasattr(part, "out_features") for part in parts):
         return layer
     queries, output = (_Zeros(part.out_features) for part in parts)  # pyright: ignore[reportOptionalMemberAccess]
-    return _with(layer, mlp=output, self_attn=_with(attention, q_proj=queries, o_proj=output))
-
-
-def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """Return a shallow copy of the module, sharing its weights, with some children replaced."""
-    changed = copy.copy(module)
-    changed._modules = {**module._modules, **children}
-    return changed
+    return changed(layer, mlp=output, self_attn=changed(attention, q_proj=queries, o_proj=output))
 
 
 class _Zeros(nn.Module):

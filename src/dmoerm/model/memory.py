@@ -34,28 +34,23 @@ from .families import is_packed, refused_reason, text_config, unpacked_reason
 from .layers import Decoder, empty_part, split_layers
 
 PASS_TOKENS, MAX_PASS_TOKENS = 8192, 65_536
-OVERHEAD = 1.5e9
-"""CUDA's context and the allocator's unused blocks, in bytes; assumed."""
-QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
-"""Bytes of a weight of a quantized layer; 4 bits have a float32 scale per block of 64 weights."""
+_OVERHEAD = 1.5e9  # bytes of CUDA's context and the allocator's unused blocks; assumed
+# Bytes of a weight of a quantized layer; 4 bits have a float32 scale per block of 64 weights.
+_QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 _EXPERTS_OF_A_LAYER = ("num_experts", "num_local_experts", "n_routed_experts")  # in configurations
-_SHARE = 0.5
+_SHARE = 0.5  # of the free memory, for long passes
 
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """A decoder's shape: layers, width d, feed-forward width f, widths of all query heads and of all key heads.
-
-    Attributes:
-        gated: the MLP has a gate, and three matrices instead of two.
-    """
+    """A decoder's shape."""
 
     layers: int
-    width: int
+    width: int  # d
     feed_forward: int
-    queries: int
-    keys: int
-    gated: bool = True
+    queries: int  # width of all query heads
+    keys: int  # width of all key heads
+    gated: bool = True  # the MLP has a gate, and three matrices instead of two
 
     @classmethod
     def of(cls, config: Any) -> BackboneShape | None:
@@ -63,24 +58,15 @@ class BackboneShape:
         if any(getattr(config, name, None) for name in _EXPERTS_OF_A_LAYER):
             return None
         try:
-            heads, feed_forward = config.num_attention_heads, config.intermediate_size
-            layers, width = config.num_hidden_layers, config.hidden_size
+            layers, width, feed_forward = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+            heads = config.num_attention_heads
         except AttributeError:
             return None
         if not isinstance(feed_forward, int):  # it differs by layer
             return None
-        head = getattr(config, "head_dim", None) or width // heads
-        return cls(
-            layers, width, feed_forward, heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
-        )
-
-    def fitted(self, linear: int) -> BackboneShape | None:
-        """Return this shape, with or without a gate, if its linear layers have that many weights; else None.
-
-        A configuration does not say whether the MLP has a gate.
-        """
-        shapes = (self, replace(self, gated=False))
-        return next((shape for shape in shapes if shape.layers * shape.layer == linear), None)
+        head, key_heads = getattr(config, "head_dim", None), getattr(config, "num_key_value_heads", None)
+        head = head or width // heads
+        return cls(layers, width, feed_forward, heads * head, (key_heads or heads) * head)
 
     @property
     def layer(self) -> int:
@@ -89,10 +75,9 @@ class BackboneShape:
 
 
 def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -> float:
-    """Return the bytes of a pass's activations without gradients: only one layer's exist at a time.
+    """Return the bytes of a pass's activations without gradients, of `size` bytes a number.
 
-    Args:
-        size: bytes of a number in the backbone's dtype.
+    Only one layer's exist at a time.
     """
     feed_forward = (2 + shape.gated) * shape.feed_forward
     return tokens * size * (4 * shape.width + 2 * shape.queries + 2 * shape.keys + feed_forward)
@@ -156,12 +141,9 @@ def _fitting(decoder: Decoder, token_bytes: float, reserved: float = 0.0) -> int
     if (free := free_memory(decoder.device)) is None:
         return PASS_TOKENS
     fitting = (free - reserved) / token_bytes
-    return min(MAX_PASS_TOKENS, max(_power_of_two(_SHARE * fitting), min(PASS_TOKENS, _power_of_two(fitting))))
-
-
-def _power_of_two(tokens: float) -> int:
-    """Return the largest power of two that is not larger, at least 1."""
-    return 1 << max(1, int(tokens)).bit_length() - 1
+    # the largest powers of two that are not larger, at least 1
+    long, short = (1 << max(1, int(tokens)).bit_length() - 1 for tokens in (_SHARE * fitting, fitting))
+    return min(MAX_PASS_TOKENS, max(long, min(PASS_TOKENS, short)))
 
 
 def free_memory(device: torch.device) -> float | None:
@@ -178,40 +160,24 @@ def free_memory(device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a backbone before its weights are read.
+    """What is known of a backbone before its weights are read."""
 
-    Attributes:
-        kind: the type of the text model.
-        composite: the type of the composite that contains it, if any.
-        runs: `packed`, `fallback` (its own forward) or `refused`.
-        reason: why it is not packed.
-        layers, branch_layer: numbers of layers, of all and of the trunk; 0 if it is refused.
-        has_head: it is a reward model with one label, and the general model starts from its head.
-        targets: the linear layers that get LoRA by default.
-        dtype: of frozen weights and arithmetic.
-        trunk, branch: numbers of parameters.
-        memory: bytes, see `_memory`.
-    """
-
-    kind: str
-    composite: str | None
-    runs: str
-    reason: str | None
+    kind: str  # the type of the text model
+    composite: str | None  # the type of the composite that contains it, if any
+    runs: str  # `packed`, `fallback` (its own forward) or `refused`
+    reason: str | None  # why it is not packed
     layers: int = 0
     branch_layer: int = 0
-    has_head: bool = False
-    targets: tuple[str, ...] = ()
-    dtype: str = ""
-    trunk: int = 0
-    branch: int = 0
-    memory: Mapping[str, int] = field(default_factory=dict)
+    has_head: bool = False  # a reward model with one label, from whose head the general model starts
+    targets: tuple[str, ...] = ()  # the linear layers that get LoRA by default
+    dtype: str = ""  # of frozen weights and arithmetic
+    trunk: int = 0  # number of parameters
+    branch: int = 0  # number of parameters
+    memory: Mapping[str, int] = field(default_factory=dict)  # bytes, see `_memory`
 
 
 def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
-    """Find out how a backbone would run; only its configuration is read.
-
-    Args:
-        tasks: the number of tasks that the memory is for.
+    """Find out how a backbone would run, and its memory for a number of tasks; only its configuration is read.
 
     Raises:
         BackboneError: the backbone has no readable configuration, or the settings do not fit it.
@@ -224,7 +190,7 @@ def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
         check_reward_head(config, full)
         layers, layer = resolve_num_layers(config, text), resolve_branch_layer(config, text)
         whole = empty_part(text, layers)
-    reason, dtype = unpacked_reason(text), resolve_dtype(config.dtype)
+    reason = unpacked_reason(text)
     if config.quantization != "none" and layer == 0:  # training refuses it too, since the router is then trained
         raise BackboneError(
             f"backbone.quantization is {config.quantization}, which needs router.kind: trunk, but there is no trunk"
@@ -233,7 +199,9 @@ def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
     linear = sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear)
     trunk, branch = (sum(p.numel() for p in part.parameters()) if part else 0 for part in split_layers(whole, layer))
     shape = BackboneShape.of(text)
-    shape = shape and replace(shape, layers=layers).fitted(linear)
+    if shape is not None:  # a configuration does not say whether the MLP has a gate; the number of weights does
+        shapes = [replace(shape, layers=layers, gated=gated) for gated in (True, False)]
+        shape = next((shape for shape in shapes if layers * shape.layer == linear), None)
     return Survey(
         kind,
         composite,
@@ -243,21 +211,21 @@ def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
         branch_layer=layer,
         has_head=has_reward_head(full) and config.reward_head,
         targets=lora_targets(whole, LoRAConfig()),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(resolve_dtype(config.dtype)).removeprefix("torch."),
         trunk=trunk,
         branch=branch,
-        memory=_memory(config.quantization, dtype, tasks, (trunk, branch, linear), shape, layers - layer),
+        memory=_memory(config, tasks, (trunk, branch, linear), shape, layers - layer),
     )
 
 
 def _memory(
-    quantization: str, dtype: torch.dtype, tasks: int, weights: tuple[int, int, int], shape: Any, top: int
+    config: BackboneConfig, tasks: int, weights: tuple[int, int, int], shape: BackboneShape | None, top: int
 ) -> dict[str, int]:
     """Return the bytes of weights for a number of tasks, of activations, and of both.
 
     Args:
         weights: numbers of weights in the trunk, in a branch, and in the linear layers of both.
-        shape: the layers' `BackboneShape`; None if they are not a usual decoder's.
+        shape: None if the layers are not a usual decoder's.
         top: the number of layers in a branch.
 
     Returns:
@@ -272,16 +240,16 @@ def _memory(
         With quantization, which needs `base: frozen`, there are no `own`, `training`, `score_own` and `train_full`.
     """
     trunk, branch, linear = weights
-    size, memory = dtype.itemsize, dict[str, float]()
+    size, memory = resolve_dtype(config.dtype).itemsize, dict[str, float]()
     if shape is not None:
         memory["pass"] = pass_bytes(shape, size)
         memory["kept"] = kept_bytes(shape, top, size)
         memory["kept_checkpointing"] = kept_bytes(shape, top, size, checkpointing=True)
-    active = memory.get("pass", 0.0) + OVERHEAD
+    active = memory.get("pass", 0.0) + _OVERHEAD
     # embeddings, norms and biases are not quantized
-    memory["frozen"] = (trunk + branch - linear) * size + linear * QUANTIZED_BYTES.get(quantization, size)
+    memory["frozen"] = (trunk + branch - linear) * size + linear * _QUANTIZED_BYTES.get(config.quantization, size)
     memory["score_frozen"] = memory["train_heads"] = memory["frozen"] + active
-    if quantization == "none":
+    if config.quantization == "none":
         memory["own"] = trunk * size + branch * 4 * (tasks + 1)
         memory["training"] = trained_bytes(branch, size)
         memory["score_own"] = memory["own"] + active

@@ -12,6 +12,7 @@ Shapes: Q prompts, N responses, T tokens of all of them, d hidden width, k exper
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -104,9 +105,7 @@ class Packing:
     def index(self, rows: Sequence[int], count: int | None = None) -> Tensor | slice:
         """Return an index of rows on the device: a slice, which needs no copy, if they are all `count` in order.
 
-        Args:
-            rows: indices 0 … count − 1.
-            count: by default N, the number of responses.
+        `count` is by default N, the number of responses.
         """
         if list(rows) == list(range(len(self.responses) if count is None else count)):
             return slice(None)
@@ -174,25 +173,20 @@ def pack_ids(encoded: Sequence[Encoded]) -> Packed:
 
 
 def means(states: Tensor, of: Tensor, lengths: Tensor) -> Tensor:
-    """Return the means (k, rows, d) of states over the tokens of each row, in float32.
+    """Return the means (k, rows, d) of states (k, tokens, d) over the tokens of each row, in float32.
 
     Args:
-        states: (k, tokens, d).
         of: (tokens,), the index of each token's row.
         lengths: (rows,), the rows' numbers of tokens.
     """
     sums = torch.zeros(states.shape[0], len(lengths), states.shape[-1], device=states.device)
-    sums = sums.index_add(1, of, states.float())
-    return sums / lengths[:, None]
+    return sums.index_add(1, of, states.float()) / lengths[:, None]
 
 
 def runs(lengths: Sequence[int], start: int = 0) -> list[range]:
     """Return consecutive ranges of these lengths."""
-    runs: list[range] = []
-    for n in lengths:
-        runs.append(range(start, start + n))
-        start += n
-    return runs
+    ends = list(itertools.accumulate(lengths, initial=start))
+    return [range(*pair) for pair in itertools.pairwise(ends)]
 
 
 class PaddedRows:
@@ -275,8 +269,7 @@ def greedy(items: Iterable[T], size: Callable[[T], float], budget: float) -> Ite
 def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
     """Yield batches of indices of queries of similar length, the longest first.
 
-    Args:
-        budget: maximum number of tokens of a batch; a longer query is a batch by itself.
+    A batch has at most `budget` tokens; a longer query is a batch by itself.
     """
     # `chunks` divides a query with a cut prompt, so it is a batch by itself
     sizes = [each.tokens if each.cut_prompt is None else budget + 1 for each in encoded]

@@ -54,14 +54,10 @@ class Router(nn.Module):
         return router.train(self.training)
 
     def read(self, prompt: Tensor, mask: Tensor) -> Tensor:
-        """Embed prompts with the router's own language model.
+        """Return embeddings (Q, d), in float32, of right-padded ids (Q, P) by the router's own language model.
 
         Args:
-            prompt: (Q, P), ids, right-padded.
             mask: (Q, P), True at real tokens.
-
-        Returns:
-            (Q, d), in float32.
         """
         assert self.language_model is not None
         with computing(self.language_model):
@@ -105,46 +101,31 @@ class Routing(BaseModel):
             kept[torch.arange(len(kept)), task] = (best >= threshold).to(kept)
         else:
             powers = torch.softmax(probabilities.clamp(min=1e-30).log() / max(self.temperature, _SHARPEST), 1)
-            kept = (1 - self.general_weight) * _largest(powers, shared=shared)
-        pooled = [i for i, task in enumerate(tasks) if task in self.pooled]
-        kept[:, pooled] = 0
+            # the fewest tasks of each row that cover enough of it
+            coverage, most = (_SHARED_COVERAGE, len(tasks)) if shared else (_TRAINED_COVERAGE, _TRAINED_TASKS)
+            ordered, index = powers.sort(1, descending=True)
+            before = ordered.cumsum(1) - ordered
+            ordered = ordered * ((before < coverage) & (torch.arange(len(tasks)) < most))
+            largest = torch.zeros_like(powers).scatter(1, index, ordered / ordered.sum(1, keepdim=True))
+            kept = (1 - self.general_weight) * largest
+        kept[:, [i for i, task in enumerate(tasks) if task in self.pooled]] = 0
         general = 1 - kept.sum(1, keepdim=True)
         return torch.cat([kept, torch.where(general < _ROUNDING, 0.0, general)], 1)
 
 
-def _largest(shares: Tensor, *, shared: bool) -> Tensor:
-    """Keep the fewest tasks of each row (Q, T) that cover enough of it; rows sum to 1."""
-    coverage, most = (_SHARED_COVERAGE, shares.shape[1]) if shared else (_TRAINED_COVERAGE, _TRAINED_TASKS)
-    ordered, index = shares.sort(1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    ordered = ordered * ((before < coverage) & (torch.arange(shares.shape[1]) < most))
-    return torch.zeros_like(shares).scatter(1, index, ordered / ordered.sum(1, keepdim=True))
-
-
 class Known(NamedTuple):
-    """What is known of a prompt's route before a pass.
+    """What is known of a prompt's route before a pass."""
 
-    Attributes:
-        task: the given task, if any.
-        probabilities: (T,), those that an earlier pass has computed from the prompt.
-    """
-
-    task: str | None
-    probabilities: tuple[float, ...]
+    task: str | None  # the given task, if any
+    probabilities: tuple[float, ...]  # (T,), if an earlier pass has computed them from the prompt
 
 
 class Choice(NamedTuple):
-    """What scores the responses to one prompt.
+    """What scores the responses to one prompt."""
 
-    Attributes:
-        task: the task with the reported capabilities; None if the general model scores alone.
-        shares: task (None: the general model) → weight of its reward; positive, with sum 1.
-        mixed: the reward is a mixture in the routed calibration; otherwise one model's, in its own calibration.
-    """
-
-    task: str | None
-    shares: Mapping[str | None, float]
-    mixed: bool = False
+    task: str | None  # the task with the reported capabilities; None if the general model scores alone
+    shares: Mapping[str | None, float]  # task (None: the general model) → weight of its reward; positive, with sum 1
+    mixed: bool = False  # the reward is a mixture in the routed calibration; otherwise one model's, in its own
 
     @property
     def only(self) -> str | None:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ..errors import ConfigError
 from .dmoerm import DMoERM
-from .experts import StackedLoRALinear, lora_layers
+from .experts import lora_layers
 from .families import is_packed
 from .layers import Decoder
 
@@ -44,15 +44,18 @@ def parallelize(model: DMoERM, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     plan = _plan(model.general.branch, mesh.size())  # pyright: ignore[reportArgumentType]
     tasks = [model.task_model(task) for task in model.config.tasks]
-    lora = [
-        item for task in tasks if task.experts.branch is not None for item in lora_layers(task.experts.branch).items()
-    ]
+    lora = [item for task in tasks for item in lora_layers(task.experts.branch or nn.Module()).items()]
     parts = [model.trunk, model.general.branch, *(task.base.branch for task in tasks)]
     for part in {id(part): part for part in parts if part is not None}.values():  # tasks may share the general branch
         styles = {name: _STYLES[style](use_local_output=True) for name, style in plan.items()}
         parallelize_module(part, mesh, styles, src_data_rank=None)
     for name, layer in lora:
-        _divide_lora(name, layer, plan, mesh)
+        style = plan.get(".".join("*" if part.isdigit() else part for part in name.split(".")))
+        if style == "rowwise":
+            raise ConfigError(f"a LoRA on {name!r} cannot be divided over processes; its layer adds their results")
+        if style == "colwise":  # keep the rows whose outputs this process's part of the layer has
+            rows = layer.lora_B.detach().chunk(mesh.size(), dim=1)[mesh.get_local_rank()].contiguous()
+            layer.lora_B = nn.Parameter(rows, requires_grad=False)
     model.to(device)  # pyright: ignore[reportArgumentType]
 
 
@@ -65,22 +68,10 @@ def _plan(branch: Decoder, count: int) -> dict[str, str]:
         reason = f"its plan has the styles {', '.join(unknown)}" if unknown else "it has no plan"
         raise ConfigError(f"a backbone of type {config.model_type!r} cannot be divided over processes: {reason}")
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if getattr(config, name) % count:
-            raise ConfigError(
-                f"the backbone's {name} is {getattr(config, name)}, which {count} processes cannot divide; start a "
-                "number that divides it"
-            )
+        if (size := getattr(config, name)) % count:
+            hint = "start a number that divides it"
+            raise ConfigError(f"the backbone's {name} is {size}, which {count} processes cannot divide; {hint}")
     return plan
-
-
-def _divide_lora(name: str, layer: StackedLoRALinear, plan: dict[str, str], mesh: DeviceMesh) -> None:
-    """Keep the rows of a LoRA whose outputs this process's part of the layer has."""
-    style = plan.get(".".join("*" if part.isdigit() else part for part in name.split(".")))
-    if style == "rowwise":
-        raise ConfigError(f"a LoRA on {name!r} cannot be divided over processes; its layer adds their results")
-    if style == "colwise":
-        rows = layer.lora_B.detach().chunk(mesh.size(), dim=1)[mesh.get_local_rank()].contiguous()
-        layer.lora_B = nn.Parameter(rows, requires_grad=False)
 
 
 def lead(model: DMoERM) -> None:
@@ -102,8 +93,8 @@ def lead(model: DMoERM) -> None:
 
 def _close(group: Any) -> None:
     """End the communication. Layers hold the groups, whose threads on a CPU must not outlive the interpreter."""
-    groups: list[Any] = [group, distributed.group.WORLD]
-    for each in groups:
+    world: Any = distributed.group.WORLD
+    for each in (group, world):
         with contextlib.suppress(RuntimeError):  # a group of GPUs has no backend for a CPU
             each._get_backend(torch.device("cpu")).shutdown()
     distributed.destroy_process_group()

@@ -27,9 +27,8 @@ from ..schema import Prompt, prompt_key
 from .integrity import read_tensors, write_tensors
 
 PROMPTS_FILE = "training_prompts.txt"
-STATISTICS_FILE = "router/prompt_statistics.safetensors"
-_DIGITS = 16
-_VALID = re.compile(rf"(?:[0-9a-f]{{{_DIGITS}}}\n)*")
+_STATISTICS_FILE = "router/prompt_statistics.safetensors"
+_VALID = re.compile(r"(?:[0-9a-f]{16}\n)*")
 _MAX_RANK = 32
 
 
@@ -50,11 +49,7 @@ class TrainingPrompts:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read a checkpoint's set; return None if the checkpoint has none.
-
-        Raises:
-            CheckpointError: the file is not a list of digests.
-        """
+        """Read a checkpoint's set; None if it has none. Raise `CheckpointError` for a file of something else."""
         file = folder / PROMPTS_FILE
         if not file.is_file():
             return None
@@ -78,22 +73,16 @@ class TrainingPrompts:
 
 
 def _digest(prompt: Prompt) -> str:
-    return hashlib.sha256(prompt_key(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+    return hashlib.sha256(prompt_key(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class TaskPrompts(NamedTuple):
-    """Mean and covariance, diagonal `rest` + basisᵀ basis, of the embeddings of a task's prompts.
+    """Mean and covariance, diagonal `rest` + basisᵀ basis, of the embeddings of a task's prompts."""
 
-    Attributes:
-        size: (), the number of prompts.
-        mean, rest: (d,).
-        basis: (R, d).
-    """
-
-    size: Tensor
-    mean: Tensor
-    rest: Tensor
-    basis: Tensor
+    size: Tensor  # (), the number of prompts
+    mean: Tensor  # (d,)
+    rest: Tensor  # (d,)
+    basis: Tensor  # (R, d)
 
     @classmethod
     def of(cls, vectors: Tensor) -> Self:
@@ -106,6 +95,11 @@ class TaskPrompts(NamedTuple):
         rest = (scaled.square().sum(0) - basis.square().sum(0)).clamp(min=0)
         return cls(torch.tensor(float(len(vectors))), mean.float(), rest.float(), basis.float().contiguous())
 
+    def fits(self, width: int) -> bool:
+        """Return whether the shapes are those of embeddings of this width."""
+        vectors = [tensor.shape for tensor in self[:3]] == [(), (width,), (width,)]
+        return vectors and self.basis.ndim == 2 and self.basis.shape[1] == width
+
 
 @dataclass(frozen=True, eq=False)
 class PromptStatistics:
@@ -116,7 +110,7 @@ class PromptStatistics:
     def draw(self, task: str, count: int, generator: torch.Generator) -> Tensor:
         """Draw embeddings (count, d) from a Gaussian with the task's mean and the covariance that all tasks share.
 
-        The shared covariance is the mean over all tasks' prompts of that of their task.
+        The shared covariance is the mean over all tasks' prompts of their task's covariance.
         """
         parts = list(self.tasks.values())
         sizes = torch.stack([part.size for part in parts])
@@ -135,11 +129,8 @@ class PromptStatistics:
 
     def state(self) -> dict[str, Tensor]:
         """Return all tensors by name, `<folder name of the task>.<field>`."""
-        return {
-            f"{folder_name(task)}.{field}": tensor
-            for task, part in sorted(self.tasks.items())
-            for field, tensor in part._asdict().items()
-        }
+        parts = sorted(self.tasks.items())
+        return {f"{folder_name(task)}.{field}": t for task, part in parts for field, t in part._asdict().items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], tasks: Iterable[str]) -> Self | None:
@@ -153,25 +144,17 @@ class PromptStatistics:
     def read(cls, folder: Path, tasks: Iterable[str], width: int) -> Self | None:
         """Read a checkpoint's statistics; return None if the checkpoint has none.
 
-        Args:
-            width: the embeddings' width d.
-
         Raises:
-            CheckpointError: the file is damaged, or does not fit the tasks or the width.
+            CheckpointError: the file is damaged, or does not fit the tasks or the embeddings' width d.
         """
-        file = folder / STATISTICS_FILE
+        file = folder / _STATISTICS_FILE
         if not file.is_file():
             return None
         statistics = cls.from_state(read_tensors(file), tasks)
-        if statistics is None or not all(_fits(part, width) for part in statistics.tasks.values()):
+        if statistics is None or not all(part.fits(width) for part in statistics.tasks.values()):
             raise CheckpointError(f"{file}: does not fit config.json; copy the model again, or delete the file")
         return statistics
 
     def write(self, folder: Path) -> None:
         """Write the statistics into a checkpoint."""
-        write_tensors(self.state(), folder / STATISTICS_FILE)
-
-
-def _fits(part: TaskPrompts, width: int) -> bool:
-    vectors = part.mean.shape == part.rest.shape == (width,)
-    return vectors and part.size.shape == () and part.basis.shape == (len(part.basis), width)
+        write_tensors(self.state(), folder / _STATISTICS_FILE)
