@@ -133,9 +133,15 @@ def judge_messages(
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
     turns = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in messages_of(prompt))
-    texts = [turns if len(turns) <= _MAX_CHARACTERS else _ELLIPSIS + turns[-_MAX_CHARACTERS:]]
-    texts += [_cut_middle(neutralize(text)) for text in (first, second)]
-    word = _delimiter_word(texts)
+    texts, half = (
+        [turns if len(turns) <= _MAX_CHARACTERS else _ELLIPSIS + turns[-_MAX_CHARACTERS:]],
+        _MAX_CHARACTERS // 2,
+    )
+    for text in map(neutralize, (first, second)):
+        texts.append(text if len(text) <= _MAX_CHARACTERS else text[:half] + _ELLIPSIS + text[-half:])
+    # The word depends on all texts, so that none can contain it on purpose; one that does by chance gets another.
+    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+    word = next(word for i in range(56) if not any((word := f"m{digest[i : i + 8]}") in text for text in texts))
     rubrics = "\n".join(f"- {name} ({entry.title}): {entry.rubric}" for name, entry in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
@@ -161,63 +167,42 @@ def neutralize(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"{match[0]} ", text)
 
 
-def _cut_middle(text: str) -> str:
-    half = _MAX_CHARACTERS // 2
-    return text if len(text) <= _MAX_CHARACTERS else text[:half] + _ELLIPSIS + text[-half:]
-
-
-def _delimiter_word(texts: Sequence[str]) -> str:
-    """Return a word that occurs in no text. No text can contain it on purpose, because it depends on all texts."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    return next(word for i in range(56) if not any((word := f"m{digest[i : i + 8]}") in text for text in texts))
-
-
 def read_verdicts(text: str, capabilities: Sequence[str], tokens: Sequence[Token] = ()) -> dict[str, Verdict]:
-    """Return the verdict on each capability of a question, with probabilities if the endpoint returns tokens."""
-    text = strip_reasoning(text)
-    letters = _letters(text, capabilities)
-    if letters is None:
-        return dict.fromkeys(capabilities, Verdict(Outcome.UNPARSEABLE))
+    """Return the verdict on each capability of a question, with probabilities if the endpoint returns tokens.
+
+    A reasoning block in front of the answer, such as ``<think>…</think>``, is ignored. Its start tag may be missing,
+    because some chat templates put it into the prompt. A block without an end tag was cut off before the answer.
+    """
+    ends = [match.end() for match in _REASONING_END.finditer(text)]
+    answer = text[ends[-1] :] if ends else text
+    letters = {} if _REASONING_START.match(answer.lstrip()) else _letters(answer, capabilities)
     return {
-        name: Verdict(_BY_LETTER[letter], _p_first(text, name, letter, tokens))
-        if (letter := letters.get(name)) in _BY_LETTER
+        name: Verdict(_BY_LETTER[letter], _p_first(answer, name, letter, tokens))
+        if (letter := letters.get(name, "")) in _BY_LETTER
         else Verdict(Outcome.UNPARSEABLE)
         for name in capabilities
     }
 
 
-def strip_reasoning(text: str) -> str:
-    """Return the part of an answer after its reasoning block, such as ``<think>…</think>``.
+def _letters(text: str, capabilities: Sequence[str]) -> dict[str, str]:
+    """Return the letter of each capability; empty if the answer has another format."""
 
-    The start tag may be missing, because some chat templates put it into the prompt. A block without an end tag was
-    cut off before the answer: the result is empty.
-    """
-    ends = [match.end() for match in _REASONING_END.finditer(text)]
-    answer = text[ends[-1] :] if ends else text
-    return "" if _REASONING_START.match(answer.lstrip()) else answer
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(content := dict(pairs)) != len(pairs):
+            raise ValueError("duplicate key")
+        return content
 
-
-def _letters(text: str, capabilities: Sequence[str]) -> dict[str, str] | None:
-    """Return the letter of each capability; None if the answer has another format."""
     fenced = _FENCE.fullmatch(text.strip())
     body = (fenced[1] if fenced else text).strip()
     bare = body.strip('".').upper()
     if len(capabilities) == 1 and bare in LETTERS:
         return {capabilities[0]: bare}
     try:
-        answer = json.loads(body, object_pairs_hook=_refuse_duplicates)
+        answer = json.loads(body, object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(answer, dict):
-        return None
-    return {name: value.strip().upper() for name, value in answer.items() if isinstance(value, str)}
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("duplicate key")
-    return content
+        return {}
+    letters = answer.items() if isinstance(answer, dict) else ()
+    return {name: value.strip().upper() for name, value in letters if isinstance(value, str)}
 
 
 def _p_first(text: str, name: str, letter: str, tokens: Sequence[Token]) -> float | None:
@@ -225,9 +210,14 @@ def _p_first(text: str, name: str, letter: str, tokens: Sequence[Token]) -> floa
 
     The tokens may begin with the reasoning that the text no longer contains.
     """
-    joined = "".join(token.text for token in tokens)
-    position = _letter_position(text, name)
-    if position is None or not joined.endswith(text):
+    joined, key = "".join(token.text for token in tokens), re.escape(json.dumps(name))
+    if match := re.search(rf'{key}\s*:\s*"\s*', text):
+        position = match.end()
+    elif (match := re.search(r"[A-Ca-c]", text)) and len(text.strip()) <= 4:
+        position = match.start()
+    else:
+        return None
+    if not joined.endswith(text):
         return None
     ends = itertools.accumulate(len(token.text) for token in tokens)
     target = len(joined) - len(text) + position
@@ -240,12 +230,3 @@ def _p_first(text: str, name: str, letter: str, tokens: Sequence[Token]) -> floa
             masses[bare] += math.exp(min(logprob, 0.0))
     total = sum(masses.values())
     return (masses["A"] + masses["C"] / 2) / total if total and masses[letter] else None
-
-
-def _letter_position(text: str, name: str) -> int | None:
-    """Return the index of the capability's letter in the text."""
-    key = re.search(re.escape(json.dumps(name)) + r'\s*:\s*"\s*', text)
-    if key:
-        return key.end()
-    bare = re.search(r"[A-Ca-c]", text)
-    return bare.start() if bare and len(text.strip()) <= 4 else None

@@ -71,6 +71,8 @@ class LabelQuality:
 
 @dataclass(frozen=True)
 class _ComparedLabel:
+    """A label beside what people say about its pair; `group` is None if the data do not have its texts."""
+
     label: CapabilityLabel
     group: Group | None
     people: Outcome | None
@@ -87,33 +89,28 @@ def label_quality(labels: Iterable[CapabilityLabel], groups: Iterable[Group]) ->
     by_id = {(group.id, content_digest(group)): group for group in groups}
     compared: dict[tuple[str, str, str], list[_ComparedLabel]] = defaultdict(list)
     for label in labels:
-        group = by_id.get((label.group, label.content))
-        row = _ComparedLabel(label, group, _people(label, group))
-        compared[label.judge, label.task, label.capability].append(row)
-    totals: dict[tuple[str, str, str], list[_ComparedLabel]] = defaultdict(list)
-    for (judge, task, capability), rows in compared.items():
+        people, group = None, by_id.get((label.group, label.content))
+        if group is not None and group.differ(label.first, label.second):
+            grades = group.grades if label.capability == OVERALL else group.capabilities.get(label.capability)
+            first, second = (grades[label.first], grades[label.second]) if grades else (None, None)
+            if first is not None and second is not None:
+                people = Outcome.TIE if first == second else Outcome.FIRST if first > second else Outcome.SECOND
+        compared[label.judge, label.task, label.capability].append(_ComparedLabel(label, group, people))
+    for (judge, task, capability), rows in list(compared.items()):
         if capability != OVERALL:
-            totals[judge, task, "all capabilities"] += rows
-    return [_quality(*key, rows) for key, rows in sorted([*compared.items(), *totals.items()])]
-
-
-def _people(label: CapabilityLabel, group: Group | None) -> Outcome | None:
-    if group is None or not group.differ(label.first, label.second):
-        return None
-    grades = group.grades if label.capability == OVERALL else group.capabilities.get(label.capability)
-    if grades is None or (first := grades[label.first]) is None or (second := grades[label.second]) is None:
-        return None
-    return Outcome.TIE if first == second else Outcome.FIRST if first > second else Outcome.SECOND
+            compared[judge, task, "all capabilities"] += rows
+    return [_quality(*key, compared[key]) for key in sorted(compared)]
 
 
 def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLabel]) -> LabelQuality:
     calls = [outcome for row in rows for outcome in (row.label.given, row.label.swapped)]
     both = [row for row in rows if len(row.verdicts) == 2]
-    decided = [(outcome, given) for row in rows for outcome, given in row.verdicts if _decides(outcome)]
-    ordered = [row for row in rows if row.people is not None and _decides(row.people)]
-    single = [(row.people, outcome) for row in ordered for outcome, _ in row.verdicts]
-    kept = [row for row in rows if row.label.consistent and row.people is not None]
-    means = [(row.people, row.label.mean) for row in ordered if row.label.mean is not None]
+    decided = [(outcome, given) for row in rows for outcome, given in row.verdicts if outcome != Outcome.TIE]
+    ordered = [row for row in rows if row.people in (Outcome.FIRST, Outcome.SECOND)]
+    single = [(row, outcome) for row in rows for outcome, _ in row.verdicts]
+    kept = [(row, row.label.given) for row in rows if row.label.consistent and row.people is not None]
+    means = [(row, likelier(row.label.mean)) for row in ordered if row.label.mean is not None]
+    outcomes = (Outcome.UNPARSEABLE, Outcome.REFUSED, Outcome.FAILED, Outcome.OPEN)
     return LabelQuality(
         judge=judge,
         task=task,
@@ -121,18 +118,15 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLab
         pairs=len(rows),
         consistency=_share(row.label.consistent for row in both),
         shown_first=_share((outcome == Outcome.FIRST) == given for outcome, given in decided),
-        unparseable=_share(outcome == Outcome.UNPARSEABLE for outcome in calls),
-        refused=_share(outcome == Outcome.REFUSED for outcome in calls),
-        failed=_share(outcome == Outcome.FAILED for outcome in calls),
-        open=_share(outcome == Outcome.OPEN for outcome in calls),
+        **{outcome.value: _share(call == outcome for call in calls) for outcome in outcomes},
         longer=_longer(rows, lambda row: row.label.mean),
-        longer_people=_longer(rows, lambda row: {Outcome.FIRST: 1.0, Outcome.SECOND: 0.0}.get(row.people)),  # pyright: ignore
+        longer_people=_longer(rows, lambda row: PROBABILITIES.get(row.people)),  # pyright: ignore
         people=len(ordered),
-        agreement_one=_share(_agrees(said, theirs) for theirs, said in single),
-        agreement_both=_share(_agrees(row.label.given, row.people) for row in ordered if row.label.consistent),
-        agreement_mean=_share(_agrees(likelier(mean), theirs) for theirs, mean in means),
-        kappa_one=_kappa((row, said) for row in rows for said, _ in row.verdicts),
-        kappa_both=_kappa((row, row.label.given) for row in kept),
+        agreement_one=_agreement(single),
+        agreement_both=_agreement(kept),
+        agreement_mean=_agreement(means),
+        kappa_one=_finite(kappa(_table(single))),
+        kappa_both=_finite(kappa(_table(kept))),
         kappa_interval=_interval(kept),
         prompt_tokens=sum(row.label.prompt_tokens for row in rows),
         completion_tokens=sum(row.label.completion_tokens for row in rows),
@@ -140,17 +134,18 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLab
     )
 
 
-def _decides(outcome: Outcome) -> bool:
-    return outcome in (Outcome.FIRST, Outcome.SECOND)
-
-
-def _agrees(said: Outcome, people: Outcome | None) -> float:
-    return 0.5 if said == Outcome.TIE else float(said == people)
-
-
 def _share(values: Iterable[float]) -> float | None:
     items = list(values)
     return sum(items) / len(items) if items else None
+
+
+def _agreement(verdicts: Iterable[tuple[_ComparedLabel, Outcome]]) -> float | None:
+    """Return the share of verdicts that equal people's, on the pairs that people order; a tie counts half."""
+    return _share(
+        0.5 if verdict == Outcome.TIE else float(verdict == row.people)
+        for row, verdict in verdicts
+        if row.people in (Outcome.FIRST, Outcome.SECOND)
+    )
 
 
 def _longer(rows: Sequence[_ComparedLabel], preference: Callable[[_ComparedLabel], float | None]) -> float | None:
@@ -176,30 +171,28 @@ def kappa(tables: Array) -> Array:
         return np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
 
 
-def _table(pairs: Iterable[tuple[_ComparedLabel, Outcome]]) -> Array:
+def _table(verdicts: Iterable[tuple[_ComparedLabel, Outcome]]) -> Array:
     table = np.zeros((3, 3))
-    for row, said in pairs:
+    for row, verdict in verdicts:
         if row.people is not None:
-            table[_ORDER.index(row.people), _ORDER.index(said)] += 1
+            table[_ORDER.index(row.people), _ORDER.index(verdict)] += 1
     return table
 
 
-def _kappa(pairs: Iterable[tuple[_ComparedLabel, Outcome]]) -> float | None:
-    value = float(kappa(_table(pairs)))
-    return value if np.isfinite(value) else None
+def _finite(value: Array) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
-def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
+def _interval(verdicts: Sequence[tuple[_ComparedLabel, Outcome]]) -> tuple[float, float] | None:
     # The bootstrap is over prompts, because the pairs of one prompt are not independent.
-    by_prompt: dict[str, list[_ComparedLabel]] = defaultdict(list)
-    for row in rows:
+    by_prompt: dict[str, list[tuple[_ComparedLabel, Outcome]]] = defaultdict(list)
+    for row, verdict in verdicts:
         if row.group is not None:
-            by_prompt[prompt_key(row.group.prompt)].append(row)
+            by_prompt[prompt_key(row.group.prompt)].append((row, verdict))
     if len(by_prompt) < 2:
         return None
-    tables = np.stack([_table((row, row.label.given) for row in members) for members in by_prompt.values()])
-    sums = resampled_sums(tables.reshape(len(tables), -1), resamples=_RESAMPLES)
-    kappas = kappa(sums.reshape(-1, *tables.shape[1:]))
+    tables = np.stack([_table(members).ravel() for members in by_prompt.values()])
+    kappas = kappa(resampled_sums(tables, resamples=_RESAMPLES).reshape(-1, 3, 3))
     kappas = kappas[np.isfinite(kappas)]
     low, high = interval(kappas).tolist() if len(kappas) else (0.0, 0.0)
     return (low, high) if low < high else None
@@ -225,36 +218,28 @@ def merge_judges(labels: Sequence[CapabilityLabel]) -> tuple[list[CapabilityLabe
     for label in labels:
         by_capability[label.task, label.capability].append(label)
     for capability_labels in by_capability.values():
-        consensus, accuracy = _merge_capability(capability_labels)
-        merged += consensus
-        for judge, value in accuracy.items():
-            accuracies[judge].append(value)
+        items: dict[tuple[str, str, int, int], CapabilityLabel] = {}
+        verdicts: dict[str, dict[tuple[str, str, int, int], int]] = defaultdict(dict)
+        for label in capability_labels:
+            item = (label.group, label.content, label.first, label.second)
+            items.setdefault(item, label)
+            if label.mean is not None:
+                verdicts[label.judge][item] = _ORDER.index(likelier(label.mean))
+        votes = np.zeros((len(verdicts), len(items), 3))
+        for j, by_item in enumerate(verdicts.values()):
+            for n, item in enumerate(items):
+                if item in by_item:
+                    votes[j, n, by_item[item]] = 1
+        posterior, confusion = dawid_skene(votes)
+        for j, judge in enumerate(verdicts):
+            accuracies[judge].append(float((posterior.mean(0) * np.diag(confusion[j])).sum()))
+        for label, count, row in zip(items.values(), votes.sum((0, 2)), posterior, strict=True):
+            if count:
+                outcome, p = _ORDER[int(np.argmax(row))], float(row[0] + row[2] / 2)
+                verdict = {"given": outcome, "swapped": outcome, "p_given": p, "p_swapped": p}
+                free = {"prompt_tokens": 0.0, "completion_tokens": 0.0, "cost": 0.0}
+                merged.append(replace(label, judge="consensus", **verdict, **free))
     return merged, {judge: float(np.mean(values)) for judge, values in accuracies.items()}
-
-
-def _merge_capability(labels: Sequence[CapabilityLabel]) -> tuple[list[CapabilityLabel], dict[str, float]]:
-    items: list[CapabilityLabel] = []
-    indices: dict[tuple[str, str, int, int], int] = {}
-    verdicts: dict[str, dict[int, int]] = defaultdict(dict)
-    for label in labels:
-        index = indices.setdefault((label.group, label.content, label.first, label.second), len(items))
-        if index == len(items):
-            items.append(label)
-        if label.mean is not None:
-            verdicts[label.judge][index] = _ORDER.index(likelier(label.mean))
-    votes = np.zeros((len(verdicts), len(items), 3))
-    for j, by_item in enumerate(verdicts.values()):
-        for index, verdict in by_item.items():
-            votes[j, index, verdict] = 1
-    posterior, confusion = dawid_skene(votes)
-    accuracy = {judge: float((posterior.mean(0) * np.diag(confusion[j])).sum()) for j, judge in enumerate(verdicts)}
-    consensus = []
-    for item, voted, (first, second, tie) in zip(items, votes.sum((0, 2)), posterior, strict=True):
-        if voted:
-            outcome, p = _ORDER[int(np.argmax((first, second, tie)))], float(first + tie / 2)
-            label = replace(item, judge="consensus", given=outcome, swapped=outcome, p_given=p, p_swapped=p)
-            consensus.append(replace(label, prompt_tokens=0.0, completion_tokens=0.0, cost=0.0))
-    return consensus, accuracy
 
 
 def dawid_skene(votes: Array) -> tuple[Array, Array]:

@@ -86,7 +86,7 @@ class Endpoint:
 
 
 def token_limit(request: Mapping[str, Any]) -> int | None:
-    """Return the most completion tokens that a request allows; None if it sets no limit."""
+    """Return the maximum completion tokens of a request; None if it sets no limit."""
     return min((request[name] for name in _TOKEN_LIMITS if isinstance(request.get(name), int)), default=None)
 
 
@@ -124,7 +124,7 @@ class QuestionFormat:
     def capability_sets(self, task: str | None) -> list[dict[str, Capability]]:
         """Return the capabilities of each call on a pair of this task; empty if the taxonomy has none for it."""
         if self.overall:
-            return [{OVERALL: _OVERALL.get(self._language, _OVERALL["en"])}]
+            return [{OVERALL: _OVERALL.get(self.language, _OVERALL["en"])}]
         entry = self.taxonomy.tasks.get(task or "") if self.taxonomy else None
         capabilities = entry.capabilities if entry else {}
         if self.group_capabilities:
@@ -132,16 +132,13 @@ class QuestionFormat:
         return [{name: capability} for name, capability in capabilities.items()]
 
     @property
-    def _language(self) -> str:
+    def language(self) -> str:
+        """The language of the questions."""
         return self.taxonomy.language if self.taxonomy else "en"
 
     def judge_name(self, model: str) -> str:
         """Return the judge's name in its labels; the same model with another question format is another judge."""
         return f"{model}/together" if self.group_capabilities and not self.overall else model
-
-    def messages(self, pair: ResponsePair, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
-        shown = pair.group.responses[pair.first], pair.group.responses[pair.second]
-        return judge_messages(pair.group.prompt, *shown, capabilities, self._language)
 
 
 @dataclass(frozen=True)
@@ -178,11 +175,13 @@ def build_questions(
     pairs: Iterable[ResponsePair], question_format: QuestionFormat, endpoint: Endpoint
 ) -> Iterator[Question]:
     """Yield all questions on the pairs; the two orders of a question are adjacent."""
-    for pair in pairs:
-        for capabilities in question_format.capability_sets(pair.group.task):
-            for shown in (pair, ResponsePair(pair.group, pair.second, pair.first)):
-                request = endpoint.request(question_format.messages(shown, capabilities), list(capabilities))
-                yield Question(*shown, tuple(capabilities), request)
+    for group, *indices in pairs:
+        for capabilities in question_format.capability_sets(group.task):
+            for first, second in (indices, reversed(indices)):
+                shown = group.responses[first], group.responses[second]
+                messages = judge_messages(group.prompt, *shown, capabilities, question_format.language)
+                request = endpoint.request(messages, list(capabilities))
+                yield Question(group, first, second, tuple(capabilities), request)
 
 
 def estimate_cost(question: Question, endpoint: Endpoint) -> tuple[float, float, float]:
