@@ -5,15 +5,18 @@
     rm.score("How are you?", ["Fine, and you?", "No."])
 
 Everything is imported at its first use, so that the command line and the server's client start quickly and an interrupt
-finds the command line ready for it.
+finds the command line ready for it. `dmoerm.model` registers itself in transformers' auto mappings when it is imported;
+a hook imports it as soon as the module with these mappings is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from . import _registration
 
 if TYPE_CHECKING:
     from .errors import BackboneError, CheckpointError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
@@ -49,7 +52,32 @@ _MODULES = {
     "scores": {"Score"},
 }
 
-_registration.when_transformers_loads()
+_AUTO_MODULE = "transformers.models.auto.modeling_auto"
+
+
+class _Registration:
+    """A finder that imports `dmoerm.model` after transformers' auto mappings."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _AUTO_MODULE else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            if "dmoerm.model" not in sys.modules:  # otherwise its import is running and loads transformers
+                importlib.import_module("dmoerm.model")
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if _AUTO_MODULE in sys.modules:
+    importlib.import_module("dmoerm.model")
+else:
+    sys.meta_path.insert(0, _Registration)
 
 
 def __dir__() -> list[str]:

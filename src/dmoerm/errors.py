@@ -152,9 +152,11 @@ class Fault(NamedTuple):
 def first_fault(error: ValidationError) -> Fault:
     """Return what a one-line error says of an invalid object."""
     detail = error.errors()[0]
-    kind = detail["type"]
-    value = None if kind == "missing" else detail["input"]
-    return Fault(".".join(map(str, detail["loc"])), plain_fault(detail), value, kind)
+    kind, location = detail["type"], detail["loc"]
+    location = location[:-2] if location[-1:] == ("[key]",) else location  # the message quotes the invalid key
+    return Fault(
+        ".".join(map(str, location)), plain_fault(detail), None if kind == "missing" else detail["input"], kind
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -204,11 +204,11 @@ def attaching(
         by_capability = targets.get((group.id, content_digest(group))) if targets else None
         if not by_capability:
             return group
-        count = len(group.responses)
-        last = max(max(target.first, target.second) for each in by_capability.values() for target in each)
+        count, last = len(group.responses), max(target.second for each in by_capability.values() for target in each)
         if last >= count:
-            message = f"a label of group {group.id} is about response {last}, but the group has {count} responses"
-            raise DataError(message)
+            raise DataError(
+                f"a label of group {group.id} is about response {last}, but the group has {count} responses"
+            )
         return group.model_copy(update={"judge_labels": {name: tuple(each) for name, each in by_capability.items()}})
 
     return attach
@@ -240,8 +240,18 @@ def mismatch(
     if not matching:
         cause = "labels and groups have the same ids, but the groups' texts differ from those that were labeled"
         return cause, "label the changed data, or pass the data that were labeled"
-    counts = Counter(_obstacle(label, soft, inconsistent_weight) for label in matching)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()), _HINTS[counts.most_common(1)[0][0]]
+    counts = Counter[str]()
+    for label in matching:
+        if label.training_target(soft, inconsistent_weight) is not None:
+            reason = "of the overall preference"
+        elif label.hard is not None:
+            reason = "inconsistent (the two orders disagree)"
+        else:
+            open_ = Outcome.OPEN in (label.given, label.swapped)
+            reason = "open (not answered yet)" if open_ else "without a readable answer"
+        counts[reason] += 1
+    ordered = counts.most_common()
+    return ", ".join(f"{count} {reason}" for reason, count in ordered), _HINTS[ordered[0][0]]
 
 
 _HINTS = {
@@ -250,13 +260,3 @@ _HINTS = {
     "without a readable answer": "look at the answers with `dmoerm label report`",
     "of the overall preference": "label capabilities with `dmoerm label --taxonomy`",
 }
-
-
-def _obstacle(label: CapabilityLabel, soft: bool, inconsistent_weight: float | None) -> str:
-    """Return why a label is not usable; one of the keys of `_HINTS`."""
-    inconsistent, unanswered, unreadable, overall = _HINTS
-    if label.training_target(soft, inconsistent_weight) is not None:
-        return overall
-    if label.hard is not None:
-        return inconsistent
-    return unanswered if Outcome.OPEN in (label.given, label.swapped) else unreadable

@@ -9,38 +9,58 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PrivateAttr,
+    Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from .errors import DataError, plain_fault
+from .errors import DataError, first_fault
 from .message import Message, Tool, check_tools
 from .names import check_name
 
 GENERATED = "testbed"
 """The `source` of generated groups; those of a test part have gold labels, which are computed from the texts."""
 _LARGEST = 1e18  # squares of larger grades overflow float32
+_Grade = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 Grades = tuple[float | None, ...]
 Prompt = str | tuple[Message, ...]
 PromptInput = str | Sequence[Mapping[str, Any] | Message]
 """A prompt as callers give it: a text or a list of chat messages."""
 ResponseLists = Sequence[list[str] | tuple[str, ...]]
 """The responses to several prompts. It is not `Sequence[Sequence[str]]`, which would accept a list of texts."""
+TaskName = Annotated[str, AfterValidator(partial(check_name, "task"))]
+CapabilityName = Annotated[str, AfterValidator(partial(check_name, "capability"))]
+_AnnotatedName = Annotated[str, AfterValidator(lambda n: n if n == "overall" else check_name("capability", n))]
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("contains a lone surrogate, which is not valid Unicode") from None
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Pair(NamedTuple):
@@ -67,7 +87,7 @@ class PairLabel(NamedTuple):
 
     first: int
     second: int
-    probability: float
+    probability: Annotated[float, Field(ge=0, le=1)]
     weight: float = 1.0
 
     @property
@@ -99,31 +119,22 @@ class Query(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str = ""
-    task: str | None = None
-    prompt: Prompt
-    responses: tuple[str, ...] = Field(min_length=1)
+    task: Annotated[TaskName | None, BeforeValidator(lambda task: task or None)] = None
+    # one branch alone is tried, so that an error is about the form that the caller chose
+    prompt: Annotated[
+        Annotated[str, Tag("text")] | Annotated[tuple[Message, ...], Tag("messages")],
+        Discriminator(lambda prompt: "messages" if isinstance(prompt, list | tuple) else "text"),
+    ]
+    responses: tuple[_Text, ...] = Field(min_length=1)
     tools: Annotated[tuple[Tool, ...], BeforeValidator(check_tools)] = ()
     _position: Position = PrivateAttr(default=Position())
-
-    @field_validator("task")
-    @classmethod
-    def _check_task(cls, task: str | None) -> str | None:
-        return check_name("task", task) if task else None
 
     @field_validator("prompt")
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
-        texts = [message.text for message in messages_of(prompt)]
-        if all(map(is_empty, texts)):
+        if all(is_empty(_encodable(message.text)) for message in messages_of(prompt)):
             raise ValueError("is empty")
-        _check_encodable(texts)
         return prompt
-
-    @field_validator("responses")
-    @classmethod
-    def _responses_are_encodable(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
-        _check_encodable(responses)
-        return responses
 
     @model_validator(mode="after")
     def _has_id(self) -> Self:
@@ -172,12 +183,12 @@ class Group(Query):
         source: the origin of the row.
     """
 
-    responses: tuple[str, ...] = Field(min_length=2)
-    scores: tuple[float, ...] | None = None
-    ranks: tuple[float, ...] | None = None
-    capabilities: dict[str, Grades] = {}
-    judge_labels: dict[str, tuple[PairLabel, ...]] = {}
-    annotators: dict[str, tuple[Grades, ...]] = {}
+    responses: tuple[_Text, ...] = Field(min_length=2)
+    scores: tuple[_Grade, ...] | None = None
+    ranks: tuple[_Grade, ...] | None = None
+    capabilities: dict[CapabilityName, tuple[_Grade | None, ...]] = {}
+    judge_labels: dict[CapabilityName, tuple[PairLabel, ...]] = {}
+    annotators: dict[_AnnotatedName, tuple[tuple[_Grade | None, ...], ...]] = {}
     margin: float | None = Field(default=None, ge=0, le=_LARGEST, allow_inf_nan=False)
     scores_derived: bool = False
     source: str | None = None
@@ -190,31 +201,34 @@ class Group(Query):
                 raise ValueError(f"response {index} is empty")
         return responses
 
+    @field_validator("scores", "ranks", "capabilities", "annotators", mode="before")
+    @classmethod
+    def _one_entry_for_each_response(cls, value: Any, info: ValidationInfo) -> Any:
+        count = len(info.data.get("responses", ()))  # 0 if the responses are invalid
+        for name, entries in value.items() if isinstance(value, Mapping) else [(None, value)]:
+            if count and isinstance(entries, list | tuple) and len(entries) != count:
+                fault = PydanticCustomError("count", f"has {len(entries)} entries for {count} responses")
+                error = InitErrorDetails(type=fault, loc=() if name is None else (name,), input=entries)
+                raise ValidationError.from_exception_data("labels", [error])
+        return value
+
+    @field_validator("judge_labels")
+    @classmethod
+    def _pairs_of_responses(
+        cls, by_capability: dict[str, tuple[PairLabel, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[PairLabel, ...]]:
+        count = len(info.data.get("responses", ()))
+        for label in itertools.chain(*by_capability.values()):
+            if not (0 <= min(label[:2]) < max(label[:2]) < count):
+                raise ValueError(f"has {tuple(label)}, which is not a pair of the {count} responses")
+        return by_capability
+
     @model_validator(mode="after")
-    def _labels_fit(self) -> Self:
+    def _has_labels(self) -> Self:
         if self.scores is not None and self.ranks is not None:
             raise ValueError("scores and ranks are both given; keep one")
         if self.scores is None and self.ranks is None and not self.capabilities:
             raise ValueError("neither scores, ranks nor capabilities are given")
-        for name in {**self.capabilities, **self.annotators, **self.judge_labels}:
-            if name != "overall" or name in self.capabilities:
-                check_name("capability", name)
-        labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
-        labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
-        for name, grades in labels.items():
-            if grades is not None and len(grades) != len(self.responses):
-                raise ValueError(f"{name} has {len(grades)} entries for {len(self.responses)} responses")
-            _check_finite(name, grades or ())
-        for name, people in self.annotators.items():
-            if len(people) != len(self.responses):
-                raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
-            for grades in people:
-                _check_finite(f"annotators.{name}", grades)
-        for name, pair_labels in self.judge_labels.items():
-            for label in pair_labels:
-                indices = sorted(label[:2])
-                if not (0 <= indices[0] < indices[1] < len(self.responses) and 0 <= label.probability <= 1):
-                    raise ValueError(f"judge_labels.{name} has the invalid value {tuple(label)}")
         if self.margin is not None and len(self.responses) != 2:
             raise ValueError("margin needs exactly two responses")
         return self
@@ -299,22 +313,6 @@ def prompt_key(prompt: Prompt) -> str:
     return "\n".join(f"<{role}> {content}" for role, content in turns)
 
 
-def _check_finite(name: str, grades: Sequence[float | None]) -> None:
-    for grade in grades:
-        if grade is not None and not math.isfinite(grade):
-            raise ValueError(f"{name} has the value {grade}, which is not finite")
-        if grade is not None and abs(grade) > _LARGEST:
-            raise ValueError(f"{name} has the value {grade}, which is beyond ±{_LARGEST:g}")
-
-
-def _check_encodable(texts: Iterable[str]) -> None:
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains a lone surrogate, which is not valid Unicode") from None
-
-
 def _fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
@@ -325,17 +323,15 @@ T = TypeVar("T", bound=BaseModel)
 _HINTS = {
     "missing": "add the field",
     "too_short": "give at least two responses to a group, one to a query",
+    "count": "give one number for each response, in the order of responses",
+    "finite_number": "give a finite number, or null for a capability that was not graded",
+    "greater_than_equal": "give smaller numbers; only their differences count",
+    "less_than_equal": "give smaller numbers; only their differences count",
     "is empty": "give a text or leave the row out",
-    "beyond": "give smaller numbers; only their differences count",
-    "finite": "give a finite number, or null for a capability that was not graded",
     "both": "keep the one that people gave",
     "neither": "give scores (higher is better) or ranks (1 is best)",
-    "has": "give one number for each response, in the order of responses",
     "surrogate": "write the text as valid Unicode",
 }
-_UNION_BRANCH = re.compile(r"str|tuple\[.*|function-.*")  # pydantic puts the branch of a union into the location
-# Checks across several fields name the label at fault in their message; pydantic gives them no location.
-_NAMED_LABEL = re.compile(r"((?:scores|ranks|margin|(?:capabilities|annotators)\..+?)) ((?:has|needs) .+)", re.DOTALL)
 
 
 def parse_query(row: Mapping[str, Any]) -> Query:
@@ -352,17 +348,9 @@ def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate({name: value for name, value in row.items() if name in kind.model_fields})
     except ValidationError as error:
-        details = error.errors()
-    # the first error; of a prompt that is a list, the error in the conversation
-    whole = not isinstance(row.get("prompt"), Sequence) or isinstance(row.get("prompt"), str)
-    detail: Any = next((d for d in details if whole or d["loc"] != ("prompt", "str")), details[0])
-    location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
-    message = plain_fault(detail)
-    if not location and (named := _NAMED_LABEL.match(message)):
-        location, message = named[1].split(".", 1), named[2]
-    hints = (text for word, text in _HINTS.items() if word in message)
-    hint = _HINTS.get(detail["type"]) or next(hints, "see docs/data.md for the format")
-    value = row.get(location[0]) if location and detail["type"] != "missing" else None
-    if isinstance(value, Mapping) and location[1:] and location[1] in value:
-        value = value[location[1]]
-    raise DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)
+        fault = first_fault(error)
+    hints = (hint for word, hint in _HINTS.items() if word in fault.message)
+    hint = _HINTS.get(fault.kind) or next(hints, "see docs/data.md for the format")
+    field = re.sub(r"^prompt\.(text|messages)\b", "prompt", fault.field)
+    value = fault.value if field else None  # the value of a fault of several fields is the whole row
+    raise DataError(fault.message[0].lower() + fault.message[1:], field=field or None, value=value, hint=hint)

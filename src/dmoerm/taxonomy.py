@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import DmoermError, TaxonomyError, first_fault, shorten
 from .names import check_name
-from .schema import Group
+from .schema import CapabilityName, Group, TaskName
 
 BUILT_IN = ("paper-en", "paper-zh")
 """Names of the taxonomies that are part of the package."""
@@ -47,14 +48,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
     title: str = Field(min_length=1)
     description: str = Field(min_length=1)
-    capabilities: dict[str, Capability] = {}
-
-    @field_validator("capabilities")
-    @classmethod
-    def _check_capability_names(cls, capabilities: dict[str, Capability]) -> dict[str, Capability]:
-        for name in capabilities:
-            check_name("capability", name)
-        return capabilities
+    capabilities: dict[CapabilityName, Capability] = {}
 
 
 class Taxonomy(BaseModel):
@@ -67,21 +61,9 @@ class Taxonomy(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-    name: str
+    name: Annotated[str, AfterValidator(partial(check_name, "taxonomy"))]
     language: str = Field(min_length=2)
-    tasks: dict[str, Task] = Field(min_length=1)
-
-    @field_validator("name")
-    @classmethod
-    def _check_own_name(cls, name: str) -> str:
-        return check_name("taxonomy", name)
-
-    @field_validator("tasks")
-    @classmethod
-    def _check_task_names(cls, tasks: dict[str, Task]) -> dict[str, Task]:
-        for name in tasks:
-            check_name("task", name)
-        return tasks
+    tasks: dict[TaskName, Task] = Field(min_length=1)
 
     def without(self, removed: Collection[tuple[str, str]]) -> Taxonomy:
         """Return the taxonomy without these capabilities, each as (task, capability)."""
@@ -137,22 +119,23 @@ def draft_from_names(met: Mapping[str, Iterable[str]], name: str, general: Mappi
     if not met:
         hint = "fill the field `task` of the data, or name one for all (--task, data.task)"
         raise TaxonomyError(f"no group has a task, so there is nothing to draft; {hint}")
-    tasks = {task: _draft_task(task, sorted(met[task]), general or {}) for task in sorted(met)}
+
+    def words(name: str) -> str:
+        return re.sub(r"[_-]+", " ", name).strip() or name
+
+    edit, tasks = "(Drafted from the name: edit this sentence.)", dict[str, Any]()
+    for task in sorted(met):
+        rubrics = (
+            {each: f"The answer does well on {words(each)}. {edit}" for each in sorted(met[task])} or general or {}
+        )
+        tasks[task] = {
+            "title": words(task).capitalize(),
+            "description": f"Prompts of the kind {words(task)}. {edit}",
+            "capabilities": {
+                c: {"title": words(c).capitalize(), "rubric": text} for c, text in (drafted or general or {}).items()
+            },
+        }
     return _validate({"name": name, "language": "en", "tasks": tasks}, f"draft {name!r}")
-
-
-def _draft_task(name: str, capabilities: list[str], general: Mapping[str, str]) -> dict[str, Any]:
-    words, edit = _words(name), "(Drafted from the name: edit this sentence.)"
-    drafted = {each: f"The answer does well on {_words(each)}. {edit}" for each in capabilities} or general
-    return {
-        "title": words.capitalize(),
-        "description": f"Prompts of the kind {words}. {edit}",
-        "capabilities": {c: {"title": _words(c).capitalize(), "rubric": rubric} for c, rubric in drafted.items()},
-    }
-
-
-def _words(name: str) -> str:
-    return re.sub(r"[_-]+", " ", name).strip() or name
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
