@@ -31,7 +31,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .errors import DataError, first_fault
 from .message import Message, Tool, check_tools
@@ -207,8 +206,9 @@ class Group(Query):
         count = len(info.data.get("responses", ()))  # 0 if the responses are invalid
         for name, entries in value.items() if isinstance(value, Mapping) else [(None, value)]:
             if count and isinstance(entries, list | tuple) and len(entries) != count:
-                fault = PydanticCustomError("count", f"has {len(entries)} entries for {count} responses")
-                error = InitErrorDetails(type=fault, loc=() if name is None else (name,), input=entries)
+                fault = ValueError(f"has {len(entries)} entries for {count} responses")
+                location = () if name is None else (name,)
+                error: Any = {"type": "value_error", "loc": location, "input": entries, "ctx": {"error": fault}}
                 raise ValidationError.from_exception_data("labels", [error])
         return value
 
@@ -323,7 +323,7 @@ T = TypeVar("T", bound=BaseModel)
 _HINTS = {
     "missing": "add the field",
     "too_short": "give at least two responses to a group, one to a query",
-    "count": "give one number for each response, in the order of responses",
+    "entries for": "give one number for each response, in the order of responses",
     "finite_number": "give a finite number, or null for a capability that was not graded",
     "greater_than_equal": "give smaller numbers; only their differences count",
     "less_than_equal": "give smaller numbers; only their differences count",

@@ -125,9 +125,7 @@ def draft_from_names(met: Mapping[str, Iterable[str]], name: str, general: Mappi
 
     edit, tasks = "(Drafted from the name: edit this sentence.)", dict[str, Any]()
     for task in sorted(met):
-        rubrics = (
-            {each: f"The answer does well on {words(each)}. {edit}" for each in sorted(met[task])} or general or {}
-        )
+        drafted = {each: f"The answer does well on {words(each)}. {edit}" for each in sorted(met[task])}
         tasks[task] = {
             "title": words(task).capitalize(),
             "description": f"Prompts of the kind {words(task)}. {edit}",
