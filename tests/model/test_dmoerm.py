@@ -173,7 +173,7 @@ def test_a_prompt_may_be_chat_messages(plain: DMoERM) -> None:
         (("Hi", ["Hello."], "poetry"), "task", "^task: the model has no such task.*poetry.*chitchat"),
         (("", ["Hello."]), "prompt", "empty"),
         ((" \n", ["Hello."]), "prompt", "empty"),
-        (("Hi", ["\ud800"]), "responses", "lone surrogate"),
+        (("Hi", ["\ud800"]), "responses.0", "lone surrogate"),
         (("\udfff", ["Hello."]), "prompt", "lone surrogate"),
         (("Hi", []), "responses", "at least"),
         (([{"role": "user", "content": "Hi"}], []), "responses", "1 prompts, 0 lists"),
