@@ -31,7 +31,6 @@ from torch import Tensor
 
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.evaluation.scored_groups import ScoredGroup, score_groups
 from dmoerm.io.paths import write_file
 from dmoerm.model.heads import Head
@@ -40,7 +39,7 @@ from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import FOLDS, STRENGTHS, fit_heads, linear_pairs, solve
 from dmoerm.training.losses import preference_losses
 from evidence import measure
-from evidence.single_models import Examples, prepared
+from evidence.single_models import Examples, prepared, right_shares
 
 ARRIVALS = (
     "topical_chat.jsonl",
@@ -135,7 +134,10 @@ def _arrive(
     for name, fitted in (("retrained", retrained), ("continued", continued)):
         with torch.no_grad():
             rewards[name] = {e.group.id: fitted(vectors[e.key]).numpy() for e in tested}
-    accuracy = {name: _by_task(test, each) for name, each in rewards.items()}
+    accuracy = {}
+    for name, each in rewards.items():
+        shares = right_shares((group, each[group.id]) for group in test)
+        accuracy[name] = {task: float(np.mean(list(prompts.values()))) for task, prompts in shares.items()}
     known = {"old": sorted(old), "seconds": seconds, "accuracy": accuracy, "changed": len(changed_groups)}
     return known, given, continued
 
@@ -178,16 +180,6 @@ def _continued(head: Head, examples: Examples, vectors: Mapping[str, Tensor], se
     return trained
 
 
-def _by_task(groups: Sequence[Any], rewards: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the accuracy on each task, the mean over prompts."""
-    shares: dict[str, dict[str, list[float]]] = {}
-    for group in groups:
-        pairs = group.pairs()
-        share = right_pairs(pairs, rewards[group.id]) / len(pairs)
-        shares.setdefault(group.task, {}).setdefault(str(group.prompt), []).append(share)
-    return {t: float(np.mean([np.mean(v) for v in prompts.values()])) for t, prompts in shares.items()}
-
-
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -199,16 +191,15 @@ def summary(runs: Sequence[Sequence[Row]]) -> list[dict[str, str]]:
         new = [task for task in first["accuracy"]["dmoerm"] if task not in first["old"]]
         row = {"arrival": str(number + 1), "task": ", ".join(new)}
         for method in ("dmoerm", "retrained", "continued"):
-            then, now = ([_mean(rows[k], method, rows[number]["old"]) for rows in runs] for k in (number - 1, number))
+            then, now = (
+                [rows[k]["accuracy"][method][task] for rows in runs for task in rows[number]["old"]]
+                for k in (number - 1, number)
+            )
             row[method] = f"{100 * np.mean(then):.1f} → {100 * np.mean(now):.1f}"
             row[f"{method}, s"] = f"{np.mean([rows[number]['seconds'][method] for rows in runs]):.0f}"
         row["changed groups"] = str(sum(rows[number]["changed"] for rows in runs))
         figures.append(row)
     return figures
-
-
-def _mean(row: Row, method: str, tasks: Sequence[str]) -> float:
-    return float(np.mean([row["accuracy"][method][task] for task in tasks]))
 
 
 if __name__ == "__main__":

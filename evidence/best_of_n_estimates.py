@@ -18,11 +18,38 @@ from scipy.special import gammaln
 
 from dmoerm.bootstrap import interval, resampled_means
 from dmoerm.errors import DataError
-from evidence.documents import CurveFit, MethodCurve
+from dmoerm.evaluation.results import ResultModel
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000
 _MIN_PROMPTS = 3  # fewer do not show how prompts differ
+
+
+class CurveFit(ResultModel):
+    """A fit R(d) = d (α − β d) for best-of-n or d (α − β log d) for a policy; d = √KL, R is the gain over d = 0."""
+
+    alpha: float
+    beta: float
+    peak: float | None
+    """The d at which the fit is highest; None: it does not fall."""
+    peak_low: float | None = None
+    peak_high: float | None = None
+    value: float | None = None
+    """The fit's value at its peak."""
+
+
+class MethodCurve(ResultModel):
+    """Best-of-n by one method, the mean over prompts and seeds."""
+
+    proxy: tuple[float, ...]
+    """The method's reward in standard deviations of the prompt's samples."""
+    gold: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """`low` to `high` is the 95 % interval of `gold` by bootstrap over prompts."""
+    fit: CurveFit | None
+    falls_after: int | None
+    """The n of the highest gold, if a larger n is below it with 95 % confidence."""
 
 
 def best_of_n_kl(n: ArrayLike) -> Array:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +30,13 @@ from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
 from dmoerm.evaluation.comparison import Suite, open_suite
 from dmoerm.evaluation.methods import Method
-from dmoerm.evaluation.results import Difference, versions
+from dmoerm.evaluation.results import Difference, Document, ResultModel, versions
 from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.schema import Group, Query, is_empty, prompt_key
 from evidence import testbed
-from evidence.best_of_n_estimates import best_of_n, best_of_n_kl, summarize_prompts
+from evidence.best_of_n_estimates import MethodCurve, best_of_n, best_of_n_kl, summarize_prompts
 from evidence.compare import command_line, options_parser, parsed, write_results
 from evidence.conditions import Changes, condition_run, run_data
-from evidence.documents import BestOfNCondition, BestOfNResults, MethodCurve
 from evidence.testbed.prompts import PromptItem
 
 Array = NDArray[np.float64]
@@ -67,22 +67,6 @@ class Samples:
         return [
             self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
         ]
-
-
-def graded_samples(config: Config, seeds: Sequence[int], least: int) -> dict[int, list[Samples]]:
-    """Return seed → the held-out groups with `least` responses or more, with people's grades as gold."""
-    return {seed: from_groups(load_splits(changed(config, {"seed": seed})).test, least) for seed in seeds}
-
-
-def testbed_samples(
-    config: Config, seeds: Sequence[int], count: int, per_task: int, prompts: int
-) -> dict[int, list[Samples]]:
-    """Return seed → the same `count` samples of each of `per_task` testbed prompts that no seed's training part has.
-
-    `prompts` is the number of testbed prompts per task of the runs.
-    """
-    train = [group for seed in seeds for group in run_data(changed(config, {"seed": seed}), prompts).train]
-    return dict.fromkeys(seeds, from_testbed(unseen_prompts(per_task, train), count))
 
 
 def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
@@ -133,6 +117,34 @@ def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[Pro
             raise DataError(f"{task} has {len(fresh)} prompts that no training part has", field="prompts", value=count)
         unseen += fresh[:count]
     return unseen
+
+
+class BestOfNCondition(ResultModel):
+    """All methods under one condition."""
+
+    curves: dict[str, dict[str, MethodCurve]]
+    """Task (and `all`) → method → its curve."""
+    at_the_end: dict[str, dict[str, Difference]]
+    """Task (and `all`) → `dmoerm - method` → difference of gold at the largest n."""
+
+
+class BestOfNResults(Document):
+    """best_of_n.json of `python -m evidence.bon`."""
+
+    kind: Literal["best_of_n"] = "best_of_n"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    versions: dict[str, str]
+    source: str
+    """The source of the samples, in words."""
+    ns: tuple[int, ...]
+    kl: tuple[float, ...]
+    """log n − (n − 1) / n for each n, in nats."""
+    prompts: dict[str, int]
+    samples: int
+    """The fewest samples of any prompt."""
+    conditions: dict[str, BestOfNCondition]
 
 
 # --- best of n -----------------------------------------------------------------------------------------------------
@@ -291,10 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure best-of-n."""
     options = parsed(options_of_bon(), arguments)
     config, seeds, source = options.config, options.seeds, "held-out groups, graded by people"
+    by_seed = {seed: changed(config, {"seed": seed}) for seed in seeds}
     if options.source == "graded":
-        samples = graded_samples(config, seeds, options.samples)
-    else:
-        samples = testbed_samples(config, seeds, options.samples, options.prompts_per_task, options.prompts)
+        samples = {seed: from_groups(load_splits(own).test, options.samples) for seed, own in by_seed.items()}
+    else:  # the same samples for all seeds, of prompts that no seed's training part has
+        train = [group for own in by_seed.values() for group in run_data(own, options.prompts).train]
+        drawn = from_testbed(unseen_prompts(options.prompts_per_task, train), options.samples)
+        samples = dict.fromkeys(seeds, drawn)
         source = f"testbed, {options.samples} samples per prompt"
     command = command_line("bon", arguments)
     results = measure_best_of_n(

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -22,12 +23,35 @@ from dmoerm.config import Config, parse_override
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.comparison import SeedResult, descriptions, measure_seed, summarize
 from dmoerm.evaluation.methods import Method, choose_methods, registered
-from dmoerm.evaluation.results import Document, versions
+from dmoerm.evaluation.results import Document, MethodResults, versions
 from dmoerm.io.paths import write_file
 from evidence.conditions import Changes, condition_run, experiment_config
-from evidence.documents import Condition, Experiment
 from evidence.methods import ablations, ensembles
 from evidence.tables import tables
+
+
+class Condition(MethodResults):
+    """The methods under one condition, such as a share of reversed training labels."""
+
+    settings: dict[str, Any]
+    """The changes that distinguish the runs of this condition; see conditions.py."""
+
+
+class Experiment(Document):
+    """The results of `python -m evidence.compare`."""
+
+    kind: Literal["comparison"] = "comparison"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    members: int
+    """Models in an ensemble."""
+    versions: dict[str, str]
+    methods: dict[str, str]
+    """Method → its description."""
+    conditions: dict[str, Condition]
+    derived_tasks: tuple[str, ...]
+    gold_tasks: tuple[str, ...]
 
 
 def options_parser(description: str | None) -> argparse.ArgumentParser:

@@ -24,11 +24,10 @@ from rich.console import Console
 
 from dmoerm.bootstrap import mean_interval
 from dmoerm.config import Config, load_config
-from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.training.steps import Run
 from evidence import measure
-from evidence.single_models import FITS, Examples, prepared
+from evidence.single_models import FITS, Examples, prepared, right_shares
 
 Row = dict[str, Any]
 """One fit: its tasks, the number of its groups, and task → prompt → share of the pairs that it orders as people do."""
@@ -77,13 +76,8 @@ def _fit(run: Run, kind: str, tasks: Sequence[str], train: Examples, validation:
     file = Path(run.config.output) / f"{kind}-{len(tasks)}-{measure.digest(tasks)}.json"
     if not file.exists():
         rewards = FITS[kind](replace(run, folder=run.folder / file.stem), train, validation, test)
-        shares: dict[str, dict[str, list[float]]] = {}
-        for e in test:
-            pairs = e.group.pairs()
-            right = right_pairs(pairs, rewards[e.key].numpy()) / len(pairs)
-            shares.setdefault(e.task or "", {}).setdefault(e.prompt, []).append(right)
-        means = {task: {p: float(np.mean(v)) for p, v in prompts.items()} for task, prompts in shares.items()}
-        write_file(file, json.dumps({"tasks": tasks, "groups": len(train), "right": means}) + "\n")
+        right = right_shares((e.group, rewards[e.key].numpy()) for e in test)
+        write_file(file, json.dumps({"tasks": tasks, "groups": len(train), "right": right}) + "\n")
     return json.loads(file.read_text()) | {"seed": run.config.seed}
 
 

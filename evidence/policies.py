@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import t
@@ -26,17 +26,74 @@ from dmoerm.config import Config, apply_override, changed, validated
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.comparison import Suite, open_suite
 from dmoerm.evaluation.methods import choose_methods
-from dmoerm.evaluation.results import Difference, versions
+from dmoerm.evaluation.results import Difference, Document, ResultModel, versions
 from dmoerm.schema import Query, prompt_key
 from dmoerm.training.progress import Progress
-from evidence.best_of_n_estimates import fit_curve
+from evidence.best_of_n_estimates import CurveFit, fit_curve
 from evidence.compare import command_line, conditions_of, options_parser, write_results
 from evidence.conditions import Changes, condition_run, experiment_config, run_data
-from evidence.documents import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from evidence.methods import ensembles
-from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, make_policy, optimize
+from evidence.rl import Point, PolicyConfig, RLConfig, RLPrompt, draw_prompts, make_policy, optimize
 
 _METHODS = ("general", "ensemble_uwo", "dmoerm")
+
+
+class PolicyRun(ResultModel):
+    """One optimized policy."""
+
+    condition: str
+    method: str
+    beta: float
+    """Weight of the KL penalty."""
+    seed: int
+    points: tuple[Point, ...]
+
+
+class PolicySummary(ResultModel):
+    """A method under one condition and KL weight: means over seeds at the same steps."""
+
+    condition: str
+    method: str
+    beta: float
+    seeds: int
+    start: float
+    """Gold of the initial policy."""
+    peak: float
+    """Highest gold."""
+    peak_step: int
+    end: float
+    """Gold at the end."""
+    end_same_length: float
+    """`gold_same_length` at the end."""
+    kl: float
+    """KL at the end."""
+    fall: float
+    """Gold at the peak minus gold at the end: the overoptimization."""
+    fall_low: float | None = None
+    fall_high: float | None = None
+    """`fall_low` to `fall_high` is Student's 95 % interval of `fall` over the seeds, with three of them or more."""
+    fit: CurveFit | None
+    """The fit over all points of all seeds."""
+
+
+class PolicyResults(Document):
+    """rl.json of `python -m evidence.policies`."""
+
+    kind: Literal["rl"] = "rl"
+    command: str
+    config: dict[str, Any]
+    """The reward models' settings."""
+    policy: dict[str, Any]
+    """The policy's settings."""
+    settings: dict[str, Any]
+    """The optimization's settings."""
+    parameters: int
+    """Parameters of the policy, including embeddings."""
+    versions: dict[str, str]
+    runs: tuple[PolicyRun, ...]
+    summaries: tuple[PolicySummary, ...]
+    paired: dict[str, dict[str, Difference]]
+    """Condition → `dmoerm - method (beta)` → difference of gold at the end; see `policies.differences`."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +149,8 @@ def optimize_policies(
                     depends_on=f"{ensembles.SIZE} members, {config!r}",
                     progress=progress,
                 )
-                runs.append(_policy_run(condition, method, trajectory))
+                points = trajectory.points
+                runs.append(PolicyRun(condition=condition, method=method, beta=rl.beta, seed=seed, points=points))
                 parameters = trajectory.parameters
     return PolicyResults(
         command=command,
@@ -122,21 +180,6 @@ def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int, trained
     return [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]
 
 
-def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRun:
-    normalize, same_length = trajectory.scale.normalize, trajectory.gold_same_length
-    points = [
-        {**point.model_dump(), "proxy": normalize(point.proxy), "gold_same_length": same_length(point)}
-        for point in trajectory.points
-    ]
-    fields = {
-        "condition": condition,
-        "method": method,
-        "beta": trajectory.settings.beta,
-        "seed": trajectory.settings.seed,
-    }
-    return PolicyRun.model_validate({**fields, "points": points})
-
-
 def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
     """Average the seeds of each condition, method and KL weight, in the order of the runs."""
     together: dict[tuple[str, str, float], list[PolicyRun]] = {}
@@ -161,7 +204,7 @@ def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
         peak=float(gold[peak]),
         peak_step=steps[peak],
         end=float(gold[-1]),
-        end_same_length=_mean([run.points[-1].gold_same_length for run in runs]),
+        end_same_length=fmean(run.points[-1].gold_same_length for run in runs),
         kl=fmean(run.points[-1].kl for run in runs),
         fall=float(gold[peak] - gold[-1]),
         fall_low=fall_low,
@@ -170,27 +213,18 @@ def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
-
-
 def _student(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Return Student's 95 % interval of the mean; None with fewer than three values."""
     if len(values) < 3:
         return None, None
-    if not (error := stdev(values) / len(values) ** 0.5):
-        return fmean(values), fmean(values)  # scipy has no interval of width 0
-    low, high = t.interval(0.95, len(values) - 1, loc=fmean(values), scale=error)
-    return float(low), float(high)
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return float(fmean(values) - half), float(fmean(values) + half)
 
 
 def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
     d = [float(np.sqrt(max(point.kl, 0.0))) for run in runs for point in run.points]
     gains = [point.gold - run.points[0].gold for run in runs for point in run.points]
-    if sum(value > 0 for value in d) < 3:
-        return None
-    return fit_curve("rl", d, gains)
+    return fit_curve("rl", d, gains) if sum(value > 0 for value in d) >= 3 else None
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
@@ -199,19 +233,17 @@ def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
     Its interval is Student's 95 % over the seeds; with fewer than three, `low` and `high` are the mean.
     """
     ends = {(r.condition, r.method, r.beta, r.seed): r.points[-1].gold for r in runs}
-    by_condition: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, dict[str, list[float]]] = {}
     for (condition, method, beta, seed), end in ends.items():
         if method != "dmoerm" and (ours := ends.get((condition, "dmoerm", beta, seed))) is not None:
-            by_condition.setdefault(condition, {}).setdefault(f"dmoerm - {method} ({beta:g})", []).append(ours - end)
-    return {
-        condition: {name: _difference(values) for name, values in rows.items()}
-        for condition, rows in by_condition.items()
-    }
-
-
-def _difference(values: Sequence[float]) -> Difference:
-    mean, (low, high) = fmean(values), _student(values)
-    return Difference(value=mean, low=mean if low is None else low, high=mean if high is None else high)
+            rows.setdefault(condition, {}).setdefault(f"dmoerm - {method} ({beta:g})", []).append(ours - end)
+    found: dict[str, dict[str, Difference]] = {}
+    for condition, named in rows.items():
+        for name, values in named.items():
+            mean, (low, high) = fmean(values), _student(values)
+            difference = Difference(value=mean, low=mean if low is None else low, high=mean if high is None else high)
+            found.setdefault(condition, {})[name] = difference
+    return found
 
 
 def options_of_policies() -> argparse.ArgumentParser:

@@ -7,18 +7,21 @@ branch   the branch with all its weights trained, from that head; the learning r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from dmoerm.config import Config, changed
 from dmoerm.data.splits import load_splits
+from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.model.heads import BranchScorer
+from dmoerm.schema import Group, prompt_key
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import fit_heads
@@ -72,6 +75,16 @@ def fit_branch(run: Run, train: Examples, validation: Examples, test: Examples) 
     vectors = base_embeddings(run, scorer, test)
     with torch.no_grad():
         return {e.key: scorer.head(vectors[e.key]) for e in test}
+
+
+def right_shares(scored: Iterable[tuple[Group, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Return task → prompt → share of the pairs that the rewards order as people do, from groups and their rewards."""
+    shares: dict[str, dict[str, list[float]]] = {}
+    for group, rewards in scored:
+        pairs = group.pairs()
+        right = right_pairs(pairs, rewards) / len(pairs)
+        shares.setdefault(group.task or "", {}).setdefault(prompt_key(group.prompt), []).append(right)
+    return {task: {p: float(np.mean(v)) for p, v in prompts.items()} for task, prompts in shares.items()}
 
 
 FITS: dict[str, Callable[[Run, Examples, Examples, Examples], Rewards]] = {"head": fit_head, "branch": fit_branch}

@@ -8,10 +8,10 @@ Shapes: N responses, D an embedding's width, O objectives (all capabilities of a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,14 +138,12 @@ def _ridge(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> T
         weights.append((centered.T @ dual).float())
     if len(validation[1]) < 3:
         return weights[len(_RIDGES) // 2]
-    return max(weights, key=lambda w: _correlation(validation[0] @ w, validation[1]))
 
+    def correlation(w: Tensor) -> float:
+        value = float(torch.corrcoef(torch.stack([validation[0] @ w, validation[1]]))[0, 1])
+        return value if math.isfinite(value) else 0.0  # no correlation where one of the two is constant
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    if np.ptp(a.numpy()) == 0 or np.ptp(b.numpy()) == 0:
-        return 0.0
-    value = np.corrcoef(a.numpy(), b.numpy())[0, 1]
-    return float(value) if np.isfinite(value) else 0.0
+    return max(weights, key=correlation)
 
 
 def train_method(context: MethodContext) -> TrainedMethod | None:

@@ -56,6 +56,7 @@ class UpcycledMLP(nn.Module):
     def __init__(self, mlp: nn.Module, width: int, experts: int, active: int) -> None:
         super().__init__()
         self.shared, self.active = mlp, active
+        self.used: list[Tensor] | None = None  # the gates of all tokens while they are collected
         self.routed = nn.ModuleList(_noisy_copy(mlp) for _ in range(experts))
         self.router = nn.Linear(width, experts, bias=False, device=next(mlp.parameters()).device)
         nn.init.normal_(self.router.weight, std=_ROUTER_STD)
@@ -70,6 +71,8 @@ class UpcycledMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         gates, shared = self.gates(tokens), self.shared(tokens)
+        if self.used is not None:
+            self.used.append(gates)
         mixed = (1 - gates.sum(-1, keepdim=True)) * shared
         for expert, gate in zip(self.routed, gates.T, strict=True):
             rows = gate.nonzero().squeeze(-1)
@@ -90,16 +93,16 @@ def _noisy_copy(mlp: nn.Module) -> nn.Module:
 
 def has_dense_mlps(branch: nn.Module) -> bool:
     """Return whether each layer of a branch has an `mlp` whose weights are those of linear layers."""
-    return all(_is_dense(getattr(layer, "mlp", nn.Module())) for layer in _layers(branch))
+    for layer in _layers(branch):
+        mlp: nn.Module = getattr(layer, "mlp", nn.Module())
+        linear = {id(p) for module in mlp.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+        if not linear or any(id(p) not in linear for p in mlp.parameters()):
+            return False
+    return True
 
 
 def _layers(branch: nn.Module) -> list[Any]:
     return list(branch.layers)  # pyright: ignore[reportArgumentType]
-
-
-def _is_dense(mlp: nn.Module) -> bool:
-    linear = {id(p) for module in mlp.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
-    return bool(linear) and all(id(p) in linear for p in mlp.parameters())
 
 
 def _train(
@@ -141,26 +144,14 @@ def _training_all(run: Run, branch: nn.Module) -> Run:
 @torch.no_grad()
 def mean_gates(run: Run, scorer: BranchScorer, examples: Examples) -> list[Tensor]:
     """Return the mean gates (E,) of each layer over the tokens that its MLP computes for the examples."""
-    counts: list[tuple[Tensor, list[int]]] = []
-    hooks = []
-    for mlp in (module for module in scorer.branch.modules() if isinstance(module, UpcycledMLP)):
-        counts.append((torch.zeros(len(mlp.routed), device=run.model.device), []))
-        hooks.append(mlp.register_forward_hook(_counting(*counts[-1])))
+    mlps = [module for module in scorer.branch.modules() if isinstance(module, UpcycledMLP)]
+    for mlp in mlps:
+        mlp.used = []
     base_embeddings(run, scorer, examples)
-    for hook in hooks:
-        hook.remove()
-    return [total / sum(tokens) for total, tokens in counts]
-
-
-def _counting(total: Tensor, tokens: list[int]) -> Any:
-    """Return a forward hook that adds the gates of the tokens to `total` and their number to `tokens`."""
-
-    def count(mlp: UpcycledMLP, inputs: tuple[Tensor], _: Tensor) -> None:
-        gates = mlp.gates(inputs[0].flatten(0, -2))
-        total.add_(gates.sum(0))
-        tokens.append(len(gates))
-
-    return count
+    means = [torch.cat(mlp.used or []).mean(0) for mlp in mlps]
+    for mlp in mlps:
+        mlp.used = None
+    return means
 
 
 @torch.no_grad()

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from dmoerm.io.paths import write_file
 from evidence.rl.policy import RLConfig, load_policy, render
 from evidence.rl.sampling import (
-    Divergence,
     Reward,
     RLPrompt,
-    Sample,
     Scale,
-    divergence,
     isolated_randomness,
     log_probabilities,
     raw_rewards,
@@ -29,64 +27,40 @@ from evidence.testbed import gold_reward
 
 
 class Point(BaseModel):
-    """One measurement, on new samples for the held-out prompts.
+    """One measurement, on new samples for the held-out prompts."""
 
-    Attributes:
-        step: optimizer steps completed.
-        proxy: mean reward that the policy is optimized against, not normalized.
-        gold: mean gold reward; `gold_error` is its standard error over prompts.
-        gold_by_task: mean gold reward of each task.
-        gold_per_token: by how much gold rises with each token of a response, within tasks: a least-squares fit to the
-            samples.
-        kl: KL to the initial policy in nats per response, from the log-ratio of the sampled tokens (unbiased, may be
-            slightly negative near 0); `kl_error` is its standard error.
-        kl_k3: the KL by the nonnegative estimator.
-        length: mean tokens of a response, including the end token.
-        ended: share of the responses that end with the end token.
-        distinct: number of distinct responses over number of responses.
-        empty: share of the responses without text.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    step: int = Field(ge=0)
-    proxy: float
-    gold: float
-    gold_error: float
-    gold_by_task: dict[str, float]
-    gold_per_token: float
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    step: int
+    """Optimizer steps completed."""
     kl: float
-    kl_error: float
-    kl_k3: float
+    """KL to the initial policy in nats per response: the mean log-ratio of the samples, Σ_t log π(t) − log π_ref(t).
+    Unbiased; may be slightly negative near 0."""
+    proxy: float
+    """The optimized reward in standard deviations of the initial policy's rewards."""
+    gold: float
+    """Mean gold reward."""
+    gold_per_token: float
+    """The rise of gold with each token of a response, within tasks: a least-squares fit to the samples."""
+    gold_same_length: float
+    """`gold` at the initial policy's length: without its `gold_per_token` times the change of the length."""
     length: float
+    """Mean tokens of a response, including the end token."""
     ended: float
-    distinct: float
-    empty: float
+    """Share of the responses that end with the end token."""
 
 
 class Trajectory(BaseModel):
-    """One run: a reward model, a KL weight and a seed.
+    """One run: a reward model, a KL weight and a seed."""
 
-    Attributes:
-        method: the reward model's name.
-        policy: the name of the initial policy's folder.
-        parameters: the number of the policy's parameters, including embeddings.
-        settings: the run's settings.
-        scale: the statistics by which rewards are normalized.
-        points: the measurements in the order of their steps; the first is before the first step.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     method: str
-    policy: str
+    """The reward model's name."""
     parameters: int
+    """The number of the policy's parameters, including embeddings."""
     settings: RLConfig
-    scale: Scale
+    """The run's settings."""
     points: tuple[Point, ...] = Field(min_length=1)
-
-    def gold_same_length(self, point: Point) -> float:
-        """Return a point's gold without what more or fewer tokens are worth to the initial policy's responses."""
-        first = self.points[0]
-        return point.gold - first.gold_per_token * (point.length - first.length)
+    """The measurements in the order of their steps; the first is before the first step."""
 
 
 _POINTS = TypeAdapter(list[Point])
@@ -123,42 +97,40 @@ class Meter:
     def measure(self, model: Any, step: int) -> dict[str, float]:
         """Measure the model in float32, without changing it or the training's random numbers; return figures."""
         self._policy.load_state_dict(model.state_dict())
-        policy, reference = self._policy.to(model.device), self._reference.to(model.device)
+        models, settings = [each.to(model.device) for each in (self._policy, self._reference)], self.settings
         with isolated_randomness(step):
-            samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, self.settings)
-        ratios = [log_probabilities(scored, samples, self.settings.temperature) for scored in (policy, reference)]
-        point = self._point(step, samples, divergence(*ratios))
-        self.points.append(point)
-        write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
-        return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
-
-    def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
+            samples = sample(models[0], self.tokenizer, self._texts, settings.samples, settings)
+        ours, reference = (log_probabilities(scored, samples, settings.temperature) for scored in models)
         texts = [response.text for response in samples]
         proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale)
         gold = [gold_reward(p.task or "", p.prompt, text) for p, text in zip(self.prompts, texts, strict=True)]
-        lengths = [len(response.response) for response in samples]
         rows = [
             {"task": p.task, "prompt": render(p.prompt), "response": text, "proxy": reward, "gold": score}
             for p, text, reward, score in zip(self.prompts, texts, proxy, gold, strict=True)
         ]
         write_file(self.folder / "samples" / f"{step:05d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        by_task: dict[str, list[float]] = {}
-        for prompt, value in zip(self.prompts, gold, strict=True):
-            by_task.setdefault(prompt.task or "", []).append(value)
-        by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
-        return Point(
+        lengths = [len(response.response) for response in samples]
+        slope = slope_within([prompt.task or "" for prompt in self.prompts], lengths, gold)
+        length, mean_gold = float(np.mean(lengths)), float(np.mean(gold))
+        worth, usual = (self.points[0].gold_per_token, self.points[0].length) if self.points else (slope, length)
+        point = Point(
             step=step,
-            proxy=float(np.mean(proxy)),
-            gold=float(np.mean(gold)),
-            gold_error=float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
-            gold_by_task={task: float(np.mean(values)) for task, values in sorted(by_task.items())},
-            gold_per_token=slope_within([prompt.task or "" for prompt in self.prompts], lengths, gold),
-            **kl._asdict(),
-            length=float(np.mean(lengths)),
+            kl=divergence(ours, reference),
+            proxy=self.scale.normalize(float(np.mean(proxy))),
+            gold=mean_gold,
+            gold_per_token=slope,
+            gold_same_length=mean_gold - worth * (length - usual),
+            length=length,
             ended=float(np.mean([response.ended for response in samples])),
-            distinct=len(set(texts)) / len(texts),
-            empty=float(np.mean([not text for text in texts])),
         )
+        self.points.append(point)
+        write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
+        return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
+
+
+def divergence(policy: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """Estimate KL(policy ‖ reference) per response from the log-probabilities of its samples' tokens under both."""
+    return float(np.mean([(p - r).double().sum() for p, r in zip(policy, reference, strict=True)]))
 
 
 def slope_within(tasks: Sequence[str], lengths: Sequence[int], gold: Sequence[float]) -> float:

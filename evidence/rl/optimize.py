@@ -94,10 +94,8 @@ def optimize(
         _run(model, tokenizer, proxy, meter, progress, *TRAINERS[settings.algorithm])
     trajectory = Trajectory(
         method=method,
-        policy=policy.name,
         parameters=sum(p.numel() for p in model.parameters()),
         settings=settings,
-        scale=scale,
         points=tuple(meter.points),
     )
     write_file(folder / "trajectory.json", trajectory.model_dump_json(indent=1) + "\n")

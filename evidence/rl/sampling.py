@@ -104,31 +104,6 @@ def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float)
     return scores
 
 
-class Divergence(NamedTuple):
-    """Estimates of KL(policy ‖ reference) in nats per response, from samples of the policy.
-
-    Attributes:
-        kl: mean of Σ_t log π(t) − log π_ref(t); unbiased, may be slightly negative near 0.
-        kl_k3: mean of Σ_t (ρ − 1 − log ρ), ρ = π_ref(t)/π(t); never negative and less noisy near 0. With few samples it
-            is too small if the policy hardly produces frequent responses of the reference
-            (http://joschu.net/blog/kl-approx.html).
-        kl_error: standard error of `kl`, as if the samples were independent.
-    """
-
-    kl: float
-    kl_k3: float
-    kl_error: float
-
-
-def divergence(policy: Sequence[Tensor], reference: Sequence[Tensor]) -> Divergence:
-    """Estimate the divergence from the log-probabilities of the same responses' tokens under both models."""
-    ratios = [(p - r).double() for p, r in zip(policy, reference, strict=True)]  # log π − log π_ref
-    k1 = torch.stack([ratio.sum() for ratio in ratios])
-    k3 = torch.stack([(torch.expm1(-ratio) + ratio).sum() for ratio in ratios])
-    error = float(k1.std(correction=1)) / math.sqrt(len(k1)) if len(k1) > 1 else 0.0
-    return Divergence(float(k1.mean()), float(k3.mean()), error)
-
-
 # --- rewards --------------------------------------------------------------------------------------------------------
 
 Reward = Callable[[Sequence[Query]], list[list[float]]]

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from evidence.best_of_n_estimates import best_of_n, best_of_n_kl, fit_curve, summarize_prompts
-from evidence.documents import MethodCurve
+from evidence.best_of_n_estimates import MethodCurve, best_of_n, best_of_n_kl, fit_curve, summarize_prompts
 
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
 

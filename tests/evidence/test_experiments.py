@@ -15,6 +15,7 @@ from dmoerm.evaluation.methods import choose_methods, registered
 from dmoerm.schema import Group, prompt_key
 from evidence import testbed
 from evidence.bon import (
+    BestOfNResults,
     Samples,
     from_groups,
     from_testbed,
@@ -22,9 +23,8 @@ from evidence.bon import (
     score_samples,
     unseen_prompts,
 )
-from evidence.compare import compare_conditions, conditions_of, main
+from evidence.compare import Experiment, compare_conditions, conditions_of, main
 from evidence.conditions import condition_run
-from evidence.documents import BestOfNResults, Experiment
 from evidence.methods import ablations, ensembles
 
 CONDITIONS = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}

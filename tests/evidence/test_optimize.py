@@ -7,11 +7,9 @@ import pytest
 from tiny_policy import count_t, tiny_settings
 
 from dmoerm.errors import ConfigError
-from evidence.policies import _policy_run
-from evidence.rl import Point, RLConfig, Trajectory, draw_prompts, optimize
+from evidence.rl import draw_prompts, optimize
 from evidence.rl.measuring import slope_within
 from evidence.rl.optimize import _split
-from evidence.rl.sampling import Scale
 
 
 @pytest.fixture(
@@ -25,12 +23,13 @@ def finished(request, policy, asked, tmp_path_factory):
 def test_the_reward_rises_and_the_policy_moves_away(finished):
     first, *_, last = finished.points
     assert [point.step for point in finished.points] == [0, 6, 12]
-    assert last.proxy > first.proxy + finished.scale.std
-    assert first.kl == first.kl_k3 == 0.0
-    assert last.kl > 4 * last.kl_error > 0
-    assert last.kl_k3 > 1
+    assert last.proxy > first.proxy + 1
+    assert first.kl == 0.0
+    assert last.kl > 1
     assert 0 <= last.ended < first.ended < 1
     assert 1 <= last.length <= 12
+    worth = first.gold_per_token * (last.length - first.length)  # to the initial policy
+    assert (first.gold_same_length, last.gold_same_length) == pytest.approx((first.gold, last.gold - worth))
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", pytest.param("ppo", marks=pytest.mark.slow)])
@@ -106,37 +105,10 @@ def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
         optimize(policy, count_t, asked, tiny_settings(), tmp_path)
 
 
-# --- length ----------------------------------------------------------------------------------------------------
-
-
-def point(step: int, gold: float, length: float, slope: float) -> Point:
-    fields = {"proxy": 0.0, "gold_error": 0.0, "gold_by_task": {}, "kl": 0.0, "kl_error": 0.0, "kl_k3": 0.0}
-    shares = {"ended": 1.0, "distinct": 1.0, "empty": 0.0}
-    return Point.model_validate(
-        {"step": step, "gold": gold, "length": length, "gold_per_token": slope, **fields, **shares}
-    )
-
-
-def trajectory(*points: Point) -> Trajectory:
-    scale = Scale(mean=0.0, std=1.0, lowest=-1.0)
-    return Trajectory(method="m", policy="p", parameters=1, settings=RLConfig(), scale=scale, points=points)
-
-
-def test_the_slope_is_within_tasks() -> None:
+def test_the_slope_of_gold_on_length_is_within_tasks() -> None:
     """A task of long responses with low gold does not turn the sign."""
     tasks, lengths = ["a"] * 3 + ["b"] * 3, [10, 20, 30, 60, 70, 80]
     gold = [0.5, 0.6, 0.7, 0.1, 0.2, 0.3]
     assert slope_within(tasks, lengths, gold) == pytest.approx(0.01)
     assert np.polyfit(lengths, gold, 1)[0] < 0
     assert slope_within(["a", "b"], [5, 7], [0.1, 0.9]) == 0
-
-
-def test_longer_responses_that_are_as_good_as_longer_ones_were_are_not_better() -> None:
-    first = point(0, 0.3, 50, 0.01)
-    longer, better = point(10, 0.5, 70, 0.5), point(10, 0.5, 50, 0.0)
-    found = trajectory(first, longer)
-    assert found.gold_same_length(first) == 0.3
-    assert found.gold_same_length(longer) == pytest.approx(0.3)
-    assert trajectory(first, better).gold_same_length(better) == 0.5
-    run = _policy_run("noisy", "general", found)
-    assert [each.gold_same_length for each in run.points] == pytest.approx([0.3, 0.3])

@@ -1,4 +1,4 @@
-"""What is said of optimised policies."""
+"""Summaries of optimized policies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import pytest
 
 from dmoerm.errors import DataError
-from evidence.documents import PolicyPoint, PolicyRun
-from evidence.policies import differences, summarize
+from evidence.policies import PolicyRun, differences, summarize
+from evidence.rl import Point
 
 
 def run(method: str, seed: int, gold: list[float], beta: float = 0.0, kl: list[float] | None = None) -> PolicyRun:
     kl = kl or [float(i * i) for i in range(len(gold))]
     points = [
-        PolicyPoint(step=10 * i, kl=k, proxy=float(i), gold=g, length=5.0)
+        Point(step=10 * i, kl=k, proxy=0.0, gold=g, gold_per_token=0.0, gold_same_length=g / 2, length=5.0, ended=1.0)
         for i, (k, g) in enumerate(zip(kl, gold, strict=True))
     ]
     return PolicyRun(condition="noisy", method=method, beta=beta, seed=seed, points=tuple(points))
@@ -24,26 +24,16 @@ def test_seeds_are_averaged_step_by_step() -> None:
     (found,) = summarize([run("general", 0, [0.2, 0.6, 0.3]), run("general", 1, [0.2, 0.4, 0.5])])
     assert (found.start, found.peak, found.peak_step, found.end) == pytest.approx((0.2, 0.5, 10, 0.4))
     assert found.fall == pytest.approx(0.1)
-    assert (found.seeds, found.kl) == (2, 4.0)
+    assert (found.seeds, found.kl, found.end_same_length) == (2, 4.0, pytest.approx(0.2))
 
 
 def test_three_seeds_have_students_interval_of_the_fall() -> None:
     runs = [run("general", seed, [0.2, 0.5, 0.5 - fall]) for seed, fall in enumerate((0.1, 0.2, 0.3))]
     assert summarize(runs[:2])[0].fall_low is None
+    assert summarize([run("general", 0, [0.1, 0.2])])[0].fit is None, "too few points"
     (found,) = summarize(runs)
     assert found.fall == pytest.approx(0.2)
     assert (found.fall_low, found.fall_high) == pytest.approx((0.2 - 0.2484, 0.2 + 0.2484), abs=1e-4)  # 4.303 · 0.1/√3
-
-
-def test_gold_at_the_same_length_is_averaged_if_every_seed_has_it() -> None:
-    runs = [run("general", seed, [0.2, 0.5]) for seed in (0, 1)]
-    assert summarize(runs)[0].end_same_length is None
-    values = iter((0.3, 0.4))
-    runs = [
-        r.model_copy(update={"points": (*r.points[:-1], r.points[-1].model_copy(update={"gold_same_length": value}))})
-        for r, value in zip(runs, values, strict=True)
-    ]
-    assert summarize(runs)[0].end_same_length == pytest.approx(0.35)
 
 
 def test_the_curve_of_reinforcement_learning_is_recovered() -> None:
@@ -74,7 +64,3 @@ def test_three_seeds_give_a_difference_students_interval() -> None:
 def test_different_steps_are_refused() -> None:
     with pytest.raises(DataError, match="different steps"):
         summarize([run("general", 0, [0, 1.0]), run("general", 1, [0, 1.0, 2.0])])
-
-
-def test_too_few_points_have_no_fit() -> None:
-    assert summarize([run("general", 0, [0.1, 0.2])])[0].fit is None

@@ -6,17 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_policy import count_t
 
 from dmoerm.errors import TrainingError
 from evidence.rl import RLConfig, RLPrompt
+from evidence.rl.measuring import divergence
 from evidence.rl.policy import load_policy
 from evidence.rl.sampling import (
     Scale,
     TRLReward,
-    divergence,
     isolated_randomness,
     log_probabilities,
     measure_scale,
@@ -49,22 +47,12 @@ def test_log_probabilities_are_those_of_sampling(policy):
     assert abs(float(-chosen.mean() - entropy)) < 0.6  # the mean surprise of samples is the entropy
 
 
-@given(st.lists(st.tuples(st.floats(-8, 0), st.floats(-8, 0)), min_size=1, max_size=20))
-def test_the_k3_estimate_is_never_negative(rows):
-    policy, reference = ([torch.tensor([row[i]]) for row in rows] for i in (0, 1))
-    found = divergence(policy, reference)
-    assert found.kl_k3 >= -1e-9
-    assert divergence(policy, policy) == type(found)(0.0, 0.0, 0.0)
-
-
-def test_both_estimates_find_a_known_divergence():
+def test_a_known_divergence_is_found():
     generator = torch.Generator().manual_seed(0)
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.3, 0.3, 0.4])
     drawn = torch.multinomial(p.expand(20000, 3), 2, replacement=True, generator=generator)  # responses of two tokens
-    found = divergence(list(p.log()[drawn]), list(q.log()[drawn]))
     exact = 2 * float((p * (p / q).log()).sum())
-    assert abs(found.kl - exact) < 4 * found.kl_error
-    assert abs(found.kl_k3 - exact) < 4 * found.kl_error
+    assert divergence(list(p.log()[drawn]), list(q.log()[drawn])) == pytest.approx(exact, rel=0.1)
 
 
 def test_rewards_come_in_order_and_a_prompt_is_asked_once():
