@@ -10,41 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chaos.workspace import CommandResult
+from chaos.workspace import Workspace, run_forked
 from dmoerm.model.integrity import SUMS, TEXTS
 
-Damage = Callable[[Path, random.Random], None]
-Read = Callable[[Path], CommandResult]
-"""Run a command that reads a checkpoint folder; return its result."""
+DAMAGES = ("missing", "empty", "truncated", "bit-flipped")
 
 
-def remove(file: Path, rng: random.Random) -> None:
-    file.unlink()
-
-
-def empty(file: Path, rng: random.Random) -> None:
-    file.write_bytes(b"")
-
-
-def truncate(file: Path, rng: random.Random) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: rng.randrange(len(content))])
-
-
-def flip(file: Path, rng: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    file.write_bytes(content)
-
-
-DAMAGES: dict[str, Damage] = {"missing": remove, "empty": empty, "truncated": truncate, "bit-flipped": flip}
-
-
-def damage_file(read: Read, model: Path, name: str, damage: Damage, folder: Path, rng: random.Random) -> str:
+def damage_file(workspace: Workspace, model: Path, name: str, damage: str, folder: Path, rng: random.Random) -> str:
     """Damage one file of a copy; the error must name it. Texts and the checksums may be missing or changed."""
     copy = Path(shutil.copytree(model, folder / "model"))
-    damage(copy / name, rng)
-    result = read(copy)
+    content = bytearray((copy / name).read_bytes())
+    if damage == "bit-flipped":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    (copy / name).write_bytes(content[: {"empty": 0, "truncated": rng.randrange(len(content))}.get(damage)])
+    if damage == "missing":
+        (copy / name).unlink()
+    result = run_forked(workspace.score(copy))
     if result.succeeded:
         return "" if name in (*TEXTS, SUMS) else f"{name}: loads without an error"
     named = result.failed_cleanly and str(copy) in result.output and name in result.output
@@ -98,10 +79,6 @@ def huge(name: str, size: int = 1 << 33) -> Callable[[Path], None]:
     return grown
 
 
-def header(size: int) -> bytes:
-    return size.to_bytes(8, "little") + b'{"x":'
-
-
 _DEEP = '{"model_type": "dmoerm", "tasks": {}, "branch_layer": 1, "backbone": ' + '{"a":' * 900 + "1" + "}" * 901
 _OWN = '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", null]}}'
 
@@ -115,8 +92,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "settings linked to a device": link("config.json", "/dev/zero"),
     "a link to itself": link("trunk.safetensors", "trunk.safetensors"),
     "a card that is a pipe": pipe,
-    "a header of an exabyte": put("model.safetensors", header(1 << 60)),
-    "a header of a gigabyte": put("trunk.safetensors", header(1 << 30)),
+    "a header of an exabyte": put("model.safetensors", (1 << 60).to_bytes(8, "little") + b'{"x":'),
+    "a header of a gigabyte": put("trunk.safetensors", (1 << 30).to_bytes(8, "little") + b'{"x":'),
     "settings of gigabytes": huge("config.json"),
     "a tokenizer of gigabytes": huge("tokenizer.json"),
     "sums of gigabytes": lambda folder: put(SUMS, "x")(folder) or huge(SUMS)(folder),
@@ -147,20 +124,16 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 HARMLESS = {"an attention from the hub", "code for its classes"}  # ignored: the model loads unchanged
 
 
-def load_hostile(read: Read, model: Path, name: str, folder: Path) -> str:
+def load_hostile(workspace: Workspace, model: Path, name: str, folder: Path) -> str:
     """Load a hostile folder: it must be refused in one line, within the limits, and nothing outside it may change."""
     copy = Path(shutil.copytree(model, folder / "model"))
     (copy / SUMS).unlink()
     (copy / "code.py").write_text(f"open({str(folder / 'executed')!r}, 'w')")
     HOSTILE[name](copy)
-    result = read(copy)
+    result = run_forked(workspace.score(copy))
     if sorted(file.name for file in folder.iterdir()) != ["model"]:
         return f"{name}: something was written outside the folder"
     if result.succeeded:
         return "" if name in HARMLESS else f"{name}: it loads"
-    one_line = result.failed_cleanly and "\n" not in result.output.strip()
-    return (
-        ""
-        if one_line and str(copy) in result.output
-        else f"{name}: it ended with {result.code}: {result.output[-300:]}"
-    )
+    refused = result.failed_cleanly and "\n" not in result.output.strip() and str(copy) in result.output
+    return "" if refused else f"{name}: it ended with {result.code}: {result.output[-300:]}"

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chaos.workloads import Reference, Workload
-from chaos.workspace import CommandResult, ForkServer, Workspace, checkpoint_hash, kill, run, start, wait, wait_for_file
+from chaos.workspace import (
+    CommandResult,
+    Workspace,
+    checkpoint_hash,
+    kill,
+    run,
+    run_forked,
+    start,
+    wait,
+    wait_for_file,
+)
 
 CLOCK = Path(__file__).with_name("clock")
 _YEARS = 10 * 365 * 86_400
@@ -45,8 +55,9 @@ def kill_and_rerun(
     workload.killed.add(folder)
     if wrong := workload.damage(folder):
         return f"after {moment:.2f} s: {wrong}"
-    if clock:
-        _shuffle_times(folder, rng)
+    for file in folder.rglob("*") if clock else ():
+        seconds = time.time() + rng.uniform(-_YEARS, _YEARS)
+        os.utime(file, (seconds, seconds))
     with workload.prepared(folder) as command:
         again = run(command, clock_of(-_YEARS) if clock else None)
     return _compared(workload, expected, folder, again)
@@ -78,12 +89,6 @@ def clock_of(offset: float) -> dict[str, str]:
     return {"CHAOS_CLOCK": str(offset), "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _shuffle_times(folder: Path, rng: random.Random) -> None:
-    for file in folder.rglob("*"):
-        seconds = time.time() + rng.uniform(-_YEARS, _YEARS)
-        os.utime(file, (seconds, seconds))
-
-
 def concurrent_training(workspace: Workspace, expected: Reference, folder: Path) -> str:
     """Start a second training in the same folder: it must be locked out and must not change the result of the first."""
     first = start(workspace.train(folder))
@@ -99,40 +104,41 @@ def concurrent_training(workspace: Workspace, expected: Reference, folder: Path)
     return "" if checkpoint_hash(folder / "run" / "model") == expected.result else "the first gave a different result"
 
 
-def non_finite_loss(fork_server: ForkServer, workspace: Workspace, step: str, folder: Path) -> str:
+def non_finite_loss(workspace: Workspace, step: str, folder: Path) -> str:
     """Train with an infinite loss in this step: one error line, and neither the step nor a model is saved."""
-    result = fork_server.run(workspace.train(folder, f"{step}.learning_rate=1e30"))
+    result = run_forked(workspace.train(folder, f"{step}.learning_rate=1e30"))
     if not result.failed_cleanly or "the loss is not finite" not in result.output:
         return f"ended with {result.code}: {result.output[-300:]}"
-    done = any(
-        file.relative_to(folder / "run" / "steps").parts[0] == step for file in folder.rglob("state.safetensors")
-    )
-    return "it was saved as finished" if done or (folder / "run" / "model").exists() else ""
+    done = [*(folder / "run" / "steps" / step).rglob("state.safetensors"), *(folder / "run").glob("model")]
+    return "it was saved as finished" if done else ""
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """Mount a file system in memory at `folder`. Raises `PermissionError` if mounting is not permitted."""
-    if _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder)):
+def small_disk(workload: Workload, folder: Path) -> Iterator[None]:
+    """Mount a file system in memory at `folder`, with what the command expects there.
+
+    Raises `PermissionError` if mounting is not permitted.
+    """
+    if _mount("-t", "tmpfs", "-o", "size=256m", "none", str(folder)):
         raise PermissionError("mounting a file system is not permitted")
     try:
+        with workload.prepared(folder):
+            pass
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def _mount(*options: str) -> int:
+    return subprocess.run(["mount", *options], capture_output=True, check=False).returncode
+
+
 def full_disk(workload: Workload, expected: Reference, folder: Path, kilobytes: int) -> str:
     """Run with `kilobytes` of free space, then with enough: a clear error first, then the right result."""
-    with small_disk(folder, "256m"):
-        with workload.prepared(folder):
-            pass  # writes the files that the command expects
+    with small_disk(workload, folder):
         used = shutil.disk_usage(folder).used // 1024
         _mount("-o", f"remount,size={used + kilobytes}k", str(folder))
-        with workload.prepared(folder) as command:
-            first = run(command)
-        if not first.failed_cleanly:
-            return f"with {kilobytes} kB it ended with {first.code}: {first.output[-400:]}"
-        if wrong := workload.damage(folder):
+        if wrong := _fails_cleanly(workload, folder):
             return f"with {kilobytes} kB: {wrong}"
         _mount("-o", "remount,size=256m", str(folder))
         with workload.prepared(folder) as command:
@@ -142,19 +148,15 @@ def full_disk(workload: Workload, expected: Reference, folder: Path, kilobytes: 
 
 def read_only(workload: Workload, folder: Path) -> str:
     """Run on a read-only disk: a clear error, and existing files are unchanged."""
-    with small_disk(folder, "256m"):
-        with workload.prepared(folder):
-            pass  # writes the files that the command expects
+    with small_disk(workload, folder):
         _mount("-o", "remount,ro", str(folder))
         try:
-            with workload.prepared(folder) as command:
-                result = run(command)
+            return _fails_cleanly(workload, folder)
         finally:
             _mount("-o", "remount,rw", str(folder))
-        return (
-            workload.damage(folder) if result.failed_cleanly else f"it ended with {result.code}: {result.output[-400:]}"
-        )
 
 
-def _mount(*options: str) -> int:
-    return subprocess.run(["mount", *options], capture_output=True, check=False).returncode
+def _fails_cleanly(workload: Workload, folder: Path) -> str:
+    with workload.prepared(folder) as command:
+        result = run(command)
+    return workload.damage(folder) if result.failed_cleanly else f"it ended with {result.code}: {result.output[-400:]}"

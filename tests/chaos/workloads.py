@@ -14,7 +14,7 @@ from pathlib import Path
 from fake_judge import FakeJudge
 from tiny import make_model, make_tiny_config
 
-from chaos.workspace import Workspace, checkpoint_hash, leftover_files
+from chaos.workspace import Workspace, checkpoint_hash
 from dmoerm.errors import DmoermError
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums
@@ -50,7 +50,7 @@ class Workload:
     def leftovers(self, folder: Path) -> str:
         """Return the names of leftover files; empty: none."""
         steps = list((folder / "run" / "checkpoints").rglob("checkpoint-*"))
-        return " ".join(map(str, [*leftover_files(folder), *steps]))
+        return " ".join(map(str, [*folder.rglob(".*.unfinished*"), *steps]))
 
 
 class Scoring(Workload):
@@ -66,14 +66,8 @@ class Scoring(Workload):
     def prepared(self, folder: Path) -> Iterator[list[str]]:
         if not (folder / "scored.jsonl").exists():
             (folder / "scored.jsonl").write_text('{"id": "old"}\n')
-        yield [
-            "score",
-            str(self.model),
-            "--input",
-            str(self.workspace.queries),
-            "--output",
-            str(folder / "scored.jsonl"),
-        ]
+        files = ["--input", str(self.workspace.queries), "--output", str(folder / "scored.jsonl")]
+        yield ["score", str(self.model), *files]
 
     def damage(self, folder: Path) -> str:
         rows = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]

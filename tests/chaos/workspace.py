@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 from tiny import make_tiny_config, tiny_groups, write_backbone, write_groups
 
 from dmoerm.config import dump_config
 from dmoerm.taxonomy import draft_taxonomy
 
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "TERM": "dumb",
-    "COLUMNS": "400",
-    "HF_HUB_OFFLINE": "1",
-    "OPENAI_API_KEY": "none",
-}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "400", "HF_HUB_OFFLINE": "1"}
+_ENVIRONMENT |= {"OPENAI_API_KEY": "none"}
 LIMIT = 300.0  # seconds after which a command counts as hanging
 _STEP = {"epochs": 3, "evaluations": 3, "learning_rate": 1e-2}
 _SETTINGS = {
@@ -72,6 +70,8 @@ class Workspace:
         write_groups(tiny_groups(60), self.queries)
         self.query = root / "query.jsonl"
         write_groups(tiny_groups()[:1], self.query)
+        with mock.patch.dict(os.environ, _ENVIRONMENT):  # which forked commands inherit
+            forkserver.ensure_running()
 
     def subfolder(self, name: str) -> Path:
         """Create a trial's folder."""
@@ -89,39 +89,37 @@ class Workspace:
         return ["score", str(model), "--input", str(self.query)]
 
 
-class ForkServer:
-    """Run commands that load a checkpoint, one at a time, each in a fork of a process that has imported the packages.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(  # a command that loads a checkpoint does not pay for imports
+    ["dmoerm.cli", "dmoerm.model", "dmoerm.evaluation.scoring_files", "transformers.models.llama.modeling_llama"]
+)
 
-    Args:
-        seconds: time limit of a command.
-        memory: memory limit of a command in bytes.
+
+def run_forked(arguments: list[str], seconds: float = 60, memory: int = 3 << 30) -> CommandResult:
+    """Run `dmoerm` in a fork of a process that has imported its packages.
+
+    A command that exceeds the time limit is killed (exit code -9); `memory` is its limit in bytes.
     """
+    with tempfile.NamedTemporaryFile() as screen:
+        process = _FORKS.Process(target=_command, args=(arguments, screen.name, memory))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+        return CommandResult(process.exitcode or 0, Path(screen.name).read_text(errors="replace"))
 
-    def __init__(self, seconds: float = 60, memory: int = 3 << 30) -> None:
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(seconds), str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **_ENVIRONMENT},
-        )
 
-    def __enter__(self) -> ForkServer:
-        return self
+def _command(arguments: list[str], screen: str, memory: int) -> None:
+    from dmoerm.cli import main
 
-    def __exit__(self, *_: object) -> None:
-        with self._process as process:
-            process.kill()
-
-    def run(self, arguments: list[str]) -> CommandResult:
-        """Run `dmoerm` with these arguments. A command that exceeds the time limit is killed (exit code -9)."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with self._lock:
-            print(json.dumps(arguments), file=stdin, flush=True)
-            return CommandResult(*json.loads(stdout.readline()))
+    os.setsid()
+    output = os.open(screen, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    sys.argv[1:] = arguments
+    main()
 
 
 def start(arguments: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -157,19 +155,12 @@ def kill(process: subprocess.Popen[bytes]) -> bytes:
     return process.communicate()[0]
 
 
-def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> float:
-    """Wait until a file matches `file` (its name may be a pattern) or the command has ended; return the seconds."""
-    started = time.monotonic()
+def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file matches `file` (its name may be a pattern) or the command has ended."""
     while process.poll() is None and not any(file.parent.glob(file.name)):
         time.sleep(0.005)
-    return time.monotonic() - started
 
 
 def checkpoint_hash(model: Path) -> str:
     """Return a hash of the checkpoint's bytes: that of its checksums."""
     return hashlib.sha256((model / "SHA256SUMS").read_bytes()).hexdigest()[:16]
-
-
-def leftover_files(folder: Path) -> list[Path]:
-    """Return the leftover partial files of killed writers."""
-    return list(folder.rglob(".*.unfinished*"))
