@@ -28,7 +28,7 @@ from dmoerm.evaluation.comparison import Suite, open_suite
 from dmoerm.evaluation.methods import choose_methods
 from dmoerm.evaluation.results import Difference, Document, ResultModel, versions
 from dmoerm.schema import Query, prompt_key
-from dmoerm.training.progress import Progress
+from dmoerm.training.steps import Progress
 from evidence.best_of_n_estimates import CurveFit, fit_curve
 from evidence.compare import command_line, conditions_of, options_parser, write_results
 from evidence.conditions import Changes, condition_run, experiment_config, run_data

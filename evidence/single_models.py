@@ -22,14 +22,12 @@ from dmoerm.data.splits import load_splits
 from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.model.heads import BranchScorer
 from dmoerm.schema import Group, prompt_key
-from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import fit_heads
-from dmoerm.training.examples import examples_of
+from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.phases import apply_base, train_base
-from dmoerm.training.progress import Progress
 from dmoerm.training.run import prepare, split_examples
-from dmoerm.training.steps import Run
+from dmoerm.training.steps import Progress, Run
 
 _RATES, _EPOCHS = (1e-4, 3e-4), 3
 Examples = Sequence[PreferenceExample]
@@ -42,7 +40,7 @@ def prepared(config: Config) -> tuple[Run, Examples, Examples, Examples]:
     data = load_splits(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(stderr=True)))
     train, validation = split_examples(run, [g for g in data.train if g.pairs()])
-    test = examples_of(run, [g for g in data.test if g.pairs()])
+    test = run.examples([g for g in data.test if g.pairs()])
     run.cache.fill([e.encoded for e in (*train, *validation, *test)])
     return run, train, validation, test
 

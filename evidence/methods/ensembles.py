@@ -25,8 +25,8 @@ from dmoerm.evaluation.methods import Array, Method, MethodContext, TrainedMetho
 from dmoerm.evaluation.scored_groups import ScoringBatch
 from dmoerm.model.heads import BranchScorer
 from dmoerm.training import Run
-from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
+from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.phases import apply_base, train_base
 
 Examples = Sequence[PreferenceExample]

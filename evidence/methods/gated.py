@@ -20,10 +20,10 @@ from dmoerm.evaluation.methods import Method, MethodContext, TrainedMethod, regi
 from dmoerm.evaluation.scored_groups import ScoringBatch
 from dmoerm.model.heads import Normalizer
 from dmoerm.training import Run
-from dmoerm.training.batches import VectorCollator, labeled
 from dmoerm.training.embedding import base_embeddings
+from dmoerm.training.examples import labeled
 from dmoerm.training.loop import fit
-from dmoerm.training.losses import PreferenceLossModule
+from dmoerm.training.losses import PreferenceLossModule, VectorCollator
 from dmoerm.training.steps import State, StepMetrics, step_metrics
 from evidence.methods.ensembles import Examples
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from dmoerm.errors import ConfigError
 from dmoerm.io.paths import write_file
 from dmoerm.model.loading import default_device
-from dmoerm.training.progress import Progress
+from dmoerm.training.steps import Progress
 from evidence.rl.measuring import Meter, Trajectory
 from evidence.rl.policy import RLConfig, last_checkpoint, load_policy, render, uses_bf16
 from evidence.rl.sampling import (

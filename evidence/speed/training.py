@@ -33,12 +33,10 @@ from dmoerm.data.splits import load_splits
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
-from dmoerm.training.batches import PreferenceExample
-from dmoerm.training.examples import examples_of
+from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.phases import phase2
-from dmoerm.training.progress import Progress
 from dmoerm.training.run import prepare
-from dmoerm.training.steps import Run, Training
+from dmoerm.training.steps import Progress, Run, Training
 from evidence.measure import Row, interleaved, row, write
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
@@ -109,7 +107,7 @@ def prepared(task: str, folder: Path) -> Work:
     def examples(groups: Sequence[Group]) -> list[PreferenceExample]:
         rows = [{name: g.capabilities[name] for name in names if name in g.capabilities} for g in groups]
         cut = [g.model_copy(update={"capabilities": r, "annotators": {}}) for g, r in zip(groups, rows, strict=True)]
-        return examples_of(run, cut)
+        return run.examples(cut)
 
     return Work(run, task, examples(data.train), examples(data.test))
 

@@ -38,7 +38,7 @@ def test_everything_is_measured(trained_run: Any, groups: list[Group]) -> None:
 def test_progress_is_printed_where_no_bar_can_be_seen(
     trained_run: Any, groups: list[Group], monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
-    monkeypatch.setattr("dmoerm.training.progress._SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr("dmoerm.training.steps._SECONDS_BETWEEN_LINES", -1)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
     score_groups(trained_run.model, groups, batch_tokens=300, console=console)

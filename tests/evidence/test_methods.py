@@ -16,9 +16,9 @@ from dmoerm.config import changed
 from dmoerm.evaluation.methods import MethodContext, fresh_scorer, joined_pairs, registered
 from dmoerm.schema import Query
 from dmoerm.scores import Score, unbound_reward
-from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import fit_all_labels, linear_pairs
+from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.phases import train_base
 from dmoerm.training.steps import finished_steps
 from evidence.methods.ensembles import averaged, train_members

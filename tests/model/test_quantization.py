@@ -77,12 +77,15 @@ def test_transformers_gets_the_quantization_config(
         assert config.bnb_4bit_compute_dtype == torch.bfloat16
 
 
+EXACT = {"base": "frozen", "phase0": {"fit": "exact"}, "phase1": {"fit": "exact"}}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"base": "full"}, "needs frozen weights: base: frozen"),
         ({"base": "lora"}, "needs frozen weights"),
-        ({"base": "frozen", "router": {"kind": "own"}}, "router.kind: trunk"),
+        ({**EXACT, "router": {"kind": "own"}}, "router.kind: trunk"),
     ],
 )
 def test_trained_weights_are_not_quantized(settings: dict, message: str) -> None:

@@ -11,16 +11,14 @@ from rich.console import Console
 
 from dmoerm.config import Config
 from dmoerm.data.splits import held_out, load_splits
-from dmoerm.training.examples import examples_of
-from dmoerm.training.progress import Progress
 from dmoerm.training.run import prepare
-from dmoerm.training.steps import Training
+from dmoerm.training.steps import Progress, Training
 
 
 def begin(config: Config) -> Training:
     data = load_splits(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
-    examples = examples_of(run, data.train)
+    examples = run.examples(data.train)
     run.cache.fill([e.encoded for e in examples])
     held = held_out(data.train, config.data.validation_fraction, config.seed + 1)
     train, validation = ([e for e, each in zip(examples, held, strict=True) if each is part] for part in (False, True))

@@ -30,9 +30,9 @@ SMALL = """
 from dmoerm.cli import main
 from dmoerm.model import DMoERM
 from dmoerm.model.packing import batches, greedy
-from dmoerm.training import batches as groups, cache, embedding, run
+from dmoerm.training import cache, embedding, losses, run
 
-groups.greedy = lambda examples, size, budget: greedy(examples, size, 256)
+losses.greedy = lambda examples, size, budget: greedy(examples, size, 256)
 cache.batches = lambda texts, budget: batches(texts, 256)
 embedding.batches = cache.batches
 DMoERM.pass_tokens = lambda self, tokens=None: 256

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.schema import Group, Pair
-from dmoerm.training.batches import PreferenceExample
+from dmoerm.schema import Group, Pair, prompt_key
+from dmoerm.training.examples import PreferenceExample
 
 
-@dataclass(frozen=True)
 class Made(PreferenceExample):
-    features: Any = None
+    """An example in memory."""
+
+    group: Any = None
+    encoded: Any = None
+    key: Any = property(lambda self: self.encoded.key)
+    prompt: Any = property(lambda self: prompt_key(self.group.prompt))
+    margin: Any = property(lambda self: self.group.margin or 0.0)
+
+    def __init__(
+        self,
+        group: Group,
+        encoded: Encoded,
+        task: str | None = None,
+        pairs: Mapping[str | None, Sequence[Pair]] | None = None,
+        features: Any = None,
+    ) -> None:
+        self.group, self.encoded, self.task, self.features = group, encoded, task, features
+        self._pairs = pairs or {}
 
 
 def features(example: Any) -> Any:

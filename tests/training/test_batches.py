@@ -12,11 +12,11 @@ import torch
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
-from dmoerm.training import batches
-from dmoerm.training.batches import PackedCollator, PreferenceBatch, PreferenceExample, VectorCollator, label, labeled
-from dmoerm.training.losses import HeadStack, PreferenceLossModule
+from dmoerm.training import losses
+from dmoerm.training.examples import PreferenceExample, label, labeled
+from dmoerm.training.losses import HeadStack, PackedCollator, PreferenceBatch, PreferenceLossModule, VectorCollator
 
-from .made import features, made
+from .made import Made, features, made
 
 
 def group(**labels: object) -> Group:
@@ -24,7 +24,7 @@ def group(**labels: object) -> Group:
 
 
 def example(of: Group) -> PreferenceExample:
-    return PreferenceExample(of, Encoded([1], [[2], [3], [4]]), of.task, label(of))
+    return Made(of, Encoded([1], [[2], [3], [4]]), of.task, label(of))
 
 
 def test_labels_are_the_ordered_pairs() -> None:
@@ -107,12 +107,12 @@ def test_a_part_keeps_to_the_budget() -> None:
 
 
 def test_keys_name_the_ids_and_prompts_fold_white_space() -> None:
-    first = PreferenceExample(group(scores=[1, 2, 3]), Encoded([1], [[2], [3], [4]]), None)
-    other = PreferenceExample(group(scores=[3, 2, 1]), Encoded([1], [[2], [3], [4]]), "x")
-    moved = PreferenceExample(group(scores=[1, 2, 3]), Encoded([1, 2], [[3], [4], []]), None)
+    first = Made(group(scores=[1, 2, 3]), Encoded([1], [[2], [3], [4]]), None)
+    other = Made(group(scores=[3, 2, 1]), Encoded([1], [[2], [3], [4]]), "x")
+    moved = Made(group(scores=[1, 2, 3]), Encoded([1, 2], [[3], [4], []]), None)
     assert first.key == other.key != moved.key
     spaced = Group(prompt=" Hi\n", responses=("a", "b"), scores=[1, 2])
-    assert first.prompt == PreferenceExample(spaced, Encoded([], []), None).prompt
+    assert first.prompt == Made(spaced, Encoded([], []), None).prompt
 
 
 # --- several processes ---------------------------------------------------------------------------------------------
@@ -167,14 +167,14 @@ def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: in
     whole = gradient(model, collate(groups(count)))
     shares = []
     for rank in range(world):
-        seat(batches, rank, world)
+        seat(losses, rank, world)
         shares.append(gradient(model, collate(groups(count))))
     for found, expected in zip(zip(*shares, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.stack(found).mean(0), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_process_without_groups_changes_no_measure(seat: Callable[..., None]) -> None:
-    seat(batches, 1, 2)
+    seat(losses, 1, 2)
     (part,) = PackedCollator(features, NAMES)(groups(1))
     assert not part.weight.any()
     assert (part.target == 0.5).all()

@@ -16,13 +16,14 @@ from dmoerm.model.mixture import Calibration
 from dmoerm.model.router import Routing
 from dmoerm.schema import Group, Pair
 from dmoerm.training import routing
-from dmoerm.training.batches import PreferenceExample, labeled
 from dmoerm.training.calibration import calibrate, with_posterior
 from dmoerm.training.embedding import base_embeddings, sample
 from dmoerm.training.exact_solver import linear_pairs
+from dmoerm.training.examples import PreferenceExample, labeled
 from dmoerm.training.phases import first_part, second_part
 
 from .conftest import begin
+from .made import Made
 
 
 def examples(count: int, temperature: float, seed: int) -> tuple[dict[str, torch.Tensor], list[PreferenceExample]]:
@@ -34,7 +35,7 @@ def examples(count: int, temperature: float, seed: int) -> tuple[dict[str, torch
         first_wins = rng.random() < 1 / (1 + np.exp(-(pair[0] - pair[1]) / temperature))
         group = Group(prompt=f"{seed} {i}", responses=("a", "b"), scores=[1, 0])
         order = [Pair(0, 1) if first_wins else Pair(1, 0)]
-        one = PreferenceExample(group, Encoded([seed, i], [[1], [2]]), None, {None: order})
+        one = Made(group, Encoded([seed, i], [[1], [2]]), None, {None: order})
         rewards[one.key] = torch.tensor(pair, dtype=torch.float32)
         made.append(one)
     return rewards, made

@@ -20,10 +20,15 @@ from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
 from dmoerm.model.heads import Head
 from dmoerm.model.layers import recompute_layers
 from dmoerm.schema import Pair
-from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
-from dmoerm.training.best import BestTracker
-from dmoerm.training.loop import make_optimizer
-from dmoerm.training.losses import ExpertStack, HeadStack, PreferenceLossModule
+from dmoerm.training.loop import BestTracker, make_optimizer
+from dmoerm.training.losses import (
+    ExpertStack,
+    HeadStack,
+    PackedCollator,
+    PreferenceBatch,
+    PreferenceLossModule,
+    VectorCollator,
+)
 from dmoerm.training.router import RoutingBatch, RoutingLossModule, _collate
 
 from .made import features as read

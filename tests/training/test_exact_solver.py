@@ -18,7 +18,8 @@ from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Pair
-from dmoerm.training import score_weights as weighting
+from dmoerm.training import calibration as weighting
+from dmoerm.training.calibration import EXPERT_SCALES, rescale_experts, score_weights
 from dmoerm.training.embedding import base_embeddings, task_vectors
 from dmoerm.training.exact_solver import (
     CAPABILITY_WEIGHTS,
@@ -38,7 +39,6 @@ from dmoerm.training.exact_solver import (
 from dmoerm.training.losses import preference_losses
 from dmoerm.training.phases import phase0, phase1, phase2, phase3
 from dmoerm.training.router import train_router
-from dmoerm.training.score_weights import EXPERT_SCALES, rescale_experts, score_weights
 
 from .conftest import begin
 from .made import features, made
@@ -237,7 +237,7 @@ def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
     def calibrate(calibration: Any, rewards: dict[str, Any], train: Any, validation: Any) -> None:
         calibrated.update(rewards=rewards, train=train, validation=validation)
 
-    monkeypatch.setattr("dmoerm.training.score_weights.calibrate", calibrate)
+    monkeypatch.setattr("dmoerm.training.calibration.calibrate", calibrate)
     phase3(training, "chitchat")
     task_model = run.model.task_model("chitchat")
     example = training.of("chitchat")[0][0]

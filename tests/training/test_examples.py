@@ -16,9 +16,10 @@ from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
 from dmoerm.schema import Group
 from dmoerm.training import examples as module
-from dmoerm.training.batches import PreferenceExample, label
-from dmoerm.training.examples import Texts, examples_of, tokenized
+from dmoerm.training.examples import label
 from dmoerm.training.run import check_pairs, split_examples
+
+from .made import Made
 
 BYTES_PER_ROW = 400  # of Python objects for a group and its example; as objects in memory, they take 5,000 and more
 
@@ -27,13 +28,12 @@ def test_an_example_is_what_its_group_gives(begun: Callable[..., Any]) -> None:
     start = begun()
     encoder = start.run.model.encoder
     groups = load_splits(start.run.config).train
-    examples = examples_of(start.run, groups)
+    examples = start.run.examples(groups)
     for group, example in zip(groups, examples, strict=True):
         encoded = encoder.encode(group)
-        whole = PreferenceExample(group, encoded, group.task, label(group))
+        whole = Made(group, encoded, group.task, label(group))
         for name in ("group", "encoded", "task", "pairs", "key", "prompt", "margin"):
             assert getattr(example, name) == getattr(whole, name)
-    assert list(Texts(examples)[:2]) == [e.encoded for e in examples[:2]]
     moved = examples[0].with_task("other").with_pairs({})
     assert (moved.task, moved.pairs, moved.encoded) == ("other", {}, examples[0].encoded)
     assert examples[0].pairs
@@ -45,12 +45,12 @@ def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.
     writes: list[Path] = []
     write = module._write
     monkeypatch.setattr(module, "_write", lambda target, *more: (writes.append(target), write(target, *more)))
-    assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
+    assert len(run.examples(table)) == len(table)
     assert not writes
     (folder,) = (run.cache.root / "tokens").iterdir()
     for file in folder.iterdir():  # as the cache evicts it
         file.unlink()
-    assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
+    assert len(run.examples(table)) == len(table)
     assert writes == [folder]
 
 

@@ -18,9 +18,9 @@ from dmoerm.errors import CheckpointError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training import loop
-from dmoerm.training.batches import PreferenceExample, VectorCollator
+from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.loop import FitResult, fit
-from dmoerm.training.losses import PreferenceLossModule
+from dmoerm.training.losses import PreferenceLossModule, VectorCollator
 
 from .made import features, made
 

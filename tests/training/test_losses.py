@@ -18,8 +18,15 @@ from dmoerm.model.experts import lora_layers, with_experts
 from dmoerm.model.heads import Head
 from dmoerm.model.packing import pack
 from dmoerm.schema import Pair
-from dmoerm.training.batches import PackedCollator, PreferenceBatch
-from dmoerm.training.losses import ExpertStack, HeadStack, PreferenceLossModule, mean_by_expert, preference_losses
+from dmoerm.training.losses import (
+    ExpertStack,
+    HeadStack,
+    PackedCollator,
+    PreferenceBatch,
+    PreferenceLossModule,
+    mean_by_expert,
+    preference_losses,
+)
 
 from .made import features as read
 from .made import made

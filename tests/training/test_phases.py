@@ -13,7 +13,7 @@ import torch
 from dmoerm.model import DMoERM
 from dmoerm.model.experts import Experts, lora_layers
 from dmoerm.schema import prompt_key
-from dmoerm.training.batches import labeled
+from dmoerm.training.examples import labeled
 from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
 
 TASK = "chitchat"

@@ -32,8 +32,8 @@ from dmoerm.schema import Query
 from dmoerm.training import phases, router
 from dmoerm.training.loop import FitResult, Loop
 from dmoerm.training.phases import first_part
-from dmoerm.training.progress import Progress
 from dmoerm.training.run import build_model, graph, open_cache, prepare, split_examples
+from dmoerm.training.steps import Progress
 
 # Acts elsewhere than in training, in a test of its own.
 ELSEWHERE = {

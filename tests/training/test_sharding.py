@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from dmoerm.cli.run import train_and_measure
 from dmoerm.config import Config
 from dmoerm.errors import BackboneError, ConfigError
-from dmoerm.training import phases, processes, sharding
-from dmoerm.training.sharding import full_state, full_tensor, is_sharded, whole_state
+from dmoerm.training import phases, processes
+from dmoerm.training.processes import full_state, full_tensor, is_sharded, whole_state
 from dmoerm.training.steps import Training
 
 from . import launching
@@ -55,7 +55,7 @@ def test_pieces_that_cannot_be_are_refused(
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(sharding, "sharded", lambda: True)
+    monkeypatch.setattr(processes, "sharded", lambda: True)
     for name, value in {"FSDP_VERSION": "2", **given}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
@@ -130,7 +130,7 @@ ROWS = """
 from pathlib import Path
 from dmoerm.training import phases
 from dmoerm.training.processes import rank
-from dmoerm.training.best import BestTracker
+from dmoerm.training.loop import BestTracker
 
 fit = phases.fit
 
@@ -191,10 +191,10 @@ def test_a_killed_run_goes_on_with_its_rows_of_a_branch(
 
 def test_a_backbone_with_weights_elsewhere_is_refused(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(base="frozen")
-    layers = [layer for part in sharding._parts(model) for layer in sharding._layers(part)]
-    sharding._check_layers(model, layers)
+    layers = [layer for part in processes._parts(model) for layer in processes._layers(part)]
+    processes._check_layers(model, layers)
     with pytest.raises(BackboneError, match="'llama' keeps weights outside linear layers"):
-        sharding._check_layers(model, layers[: len(layers) // 2])
+        processes._check_layers(model, layers[: len(layers) // 2])
 
 
 # --- one process that holds all shards --------------------------------------------------------------------------------

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from .. import training
     from ..chat import encoding
     from ..model import backbone as backbones
+    from ..training import suspects as suspected
 else:
-    training, encoding, backbones = lazily("training", "chat.encoding", "model.backbone")
+    training, suspected = lazily("training", "training.suspects")
+    encoding, backbones = lazily("chat.encoding", "model.backbone")
 
 app = typer.Typer(no_args_is_help=True, help="Check preference data, and find doubtful labels.")
 
@@ -158,7 +160,7 @@ def suspects(
     quieten()
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: has no config.yaml; give the folder of a run, not of a model")
-    judged = training.judge_labels(training.load_run(run, load_config(run / "config.yaml")))
+    judged = suspected.judge_labels(training.load_run(run, load_config(run / "config.yaml")))
     doubtful = [label for label in judged if label.probability < 0.5]
     rows = []
     for label in doubtful[:limit]:  # rows that every command reads: the labeled pair, the preferred response first

@@ -16,11 +16,11 @@ from .models import load_model, quieten
 from .options import Overrides, grouped, lazily
 
 if TYPE_CHECKING:
-    from .. import training
     from ..model import DMoERM, loading
     from ..model import export as exporting
+    from ..training import grow as growing
 else:
-    training, exporting, loading = lazily("training", "model.export", "model.loading")
+    growing, exporting, loading = lazily("training.grow", "model.export", "model.loading")
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
 Capability = Annotated[
@@ -57,7 +57,7 @@ class Change:
         if not (task and separator and name):
             raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
         folder, target = self.folders()
-        _print_tasks(training.change_capability(folder, task, name, kind, overrides or (), target), target)
+        _print_tasks(growing.change_capability(folder, task, name, kind, overrides or (), target), target)
 
 
 @grouped
@@ -73,7 +73,7 @@ def add(
     if capability:
         return change.of_capability("add", capability, overrides)
     folder, target = change.folders()
-    return _print_tasks(training.add_task(folder, str(task), overrides or (), target), target)
+    return _print_tasks(growing.add_task(folder, str(task), overrides or (), target), target)
 
 
 @grouped
@@ -102,7 +102,7 @@ def remove(
         raise ConfigError(f"--set {overrides[0]}: removing a task trains nothing; leave the setting out")
     folder, target = change.folders()
     loaded = load_model(str(folder))
-    training.remove_tasks(loaded, tasks or (), target)
+    growing.remove_tasks(loaded, tasks or (), target)
     return _print_tasks(loaded, target)
 
 
@@ -113,7 +113,7 @@ def merge(
     """Join tasks that were trained apart on the same trunk."""
     folder, target = change.folders()
     loaded, joining = load_model(str(folder)), [(str(other), load_model(str(other))) for other in others]
-    training.merge_models(loaded, joining, target, str(change.model))
+    growing.merge_models(loaded, joining, target, str(change.model))
     _print_tasks(loaded, target)
 
 
@@ -143,7 +143,7 @@ def export(
     folder, target = Change(model, output).folders()
     loaded = load_model(str(folder))
     if not plain:
-        training.export_tasks(loaded, tasks or (), target)
+        growing.export_tasks(loaded, tasks or (), target)
         return _print_tasks(loaded, target)
     task = next(iter(tasks or ()), None)
     if task is not None:

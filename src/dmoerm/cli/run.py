@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from ..distributed import training as ray_training
     from ..evaluation import comparison as comparing
     from ..evaluation import measure
+    from ..training import suspects as suspected
 else:
     report, training, models, stored, splits = lazily("report", "training", "model", "data.groups", "data.splits")
     cluster, ray_training = lazily("distributed.cluster", "distributed.training")
-    comparing, measure = lazily("evaluation.comparison", "evaluation.measure")
+    comparing, measure, suspected = lazily("evaluation.comparison", "evaluation.measure", "training.suspects")
 
 ConfigName = Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")]
 
@@ -128,7 +129,7 @@ def train_and_measure(config: Config, command: str, engine: str = "local") -> tu
     The main process writes; all processes return the same results.
     """
     run = _train(config, engine)
-    judged = None if run.training is None or training.sharded() else training.judge_labels(run.training)
+    judged = None if run.training is None or training.sharded() else suspected.judge_labels(run.training)
     results = measure.evaluate(
         run.model,
         splits.load_splits(config).test,

@@ -19,11 +19,10 @@ import torch
 from ..config import Config, changed
 from ..data.splits import Splits
 from ..errors import ClusterError, DmoermError
-from ..training.examples import Texts, examples_of
+from ..training.cache import Texts
 from ..training.processes import TIMEOUT
-from ..training.progress import Progress
 from ..training.run import Step, check_batches, graph, path_to, prepare, run_steps
-from ..training.steps import Run, StepMetrics
+from ..training.steps import Progress, Run, StepMetrics
 from .cluster import cluster, worker_slots
 
 _MIN_SHARE = 256  # groups; fewer are not worth a worker of their own
@@ -77,7 +76,8 @@ def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any
 def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
     """Compute a share of the trunk's activations in a worker and store them in the cache, shared where possible."""
     run = _prepared(config, data)
-    run.cache.fill(Texts(examples_of(run, data.train[share::of])))
+    examples = run.examples(data.train[share::of])
+    run.cache.fill(Texts(lambda i: examples[i].encoded, range(len(examples))))
 
 
 def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:

@@ -36,7 +36,7 @@ from ..model.heads import BranchScorer, Head
 from ..model.layers import split_layers
 from ..schema import Query
 from ..training import Run
-from ..training.batches import PreferenceExample
+from ..training.examples import PreferenceExample
 from ..training.phases import apply_base, train_base
 from ..training.steps import step_name
 from .results import METHODS

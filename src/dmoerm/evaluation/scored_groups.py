@@ -32,7 +32,7 @@ from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
 from ..training.processes import all_gather, broadcast, shard, sharded, smallest
-from ..training.progress import Progress
+from ..training.steps import Progress
 
 Q = TypeVar("Q", bound=Query)
 

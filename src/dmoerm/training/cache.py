@@ -32,8 +32,7 @@ from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.memory import scoring_tokens
 from ..model.packing import Packed, batches, pack_ids
-from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
-from .sharding import full_tensor
+from .processes import barrier, broadcast, full_tensor, is_main, shard, shard_evenly, sharded, smallest
 
 _LOG = logging.getLogger("dmoerm.training")
 _SHARD_TOKENS = 50_000
@@ -42,17 +41,22 @@ _SUFFIXES = (".safetensors", ".arrow")  # activations, and the token ids of `exa
 _LOCK_SECONDS = 600  # writing a shard takes under a second; a stuck file system must not block a run forever
 
 
-class _Chosen(Sequence[Encoded]):
-    """Some of the texts, each decoded when it is read."""
+class Texts(Sequence[Encoded]):
+    """Token ids that are decoded one at a time, when they are read.
 
-    def __init__(self, texts: Sequence[Encoded], indices: Sequence[int]) -> None:
-        self._texts, self._indices = texts, indices
+    Args:
+        read: index → the token ids.
+        indices: those of the texts, in their order.
+    """
+
+    def __init__(self, read: Callable[[int], Encoded], indices: Sequence[int]) -> None:
+        self._read, self._indices = read, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._texts[self._indices[index]]
+        return self._read(self._indices[index])
 
 
 class ActivationCache:
@@ -141,7 +145,7 @@ class ActivationCache:
                 first.setdefault(key, index)
             for part in self._needed() if self._has(key) else ():
                 self._use(self._paths[f"{key}/{part}"])  # must not be evicted for new ones
-        return _Chosen(texts, list(first.values()))
+        return Texts(texts.__getitem__, list(first.values()))
 
     def _has(self, key: str) -> bool:
         return all(f"{key}/{name}" in self._paths for name in self._needed())

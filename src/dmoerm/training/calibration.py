@@ -1,4 +1,4 @@
-"""Calibrate a task's rewards, and set their uncertainty.
+"""Weigh a task's scores by held-out accuracies, calibrate its rewards, and set their uncertainty.
 
     reward = (raw reward − center) / scale                     mean 0, standard deviation 1 over the training part
     P(a better than b) = σ((reward_a − reward_b) / T)          T fits the held-out pairs
@@ -11,7 +11,7 @@ The posterior of a reward (model/posterior.py) follows from the heads that the s
     trained further      the posterior of the phase-1 score stands for the reward's, both in standard deviations
     the general model    the posterior of its head
 
-Shapes: N responses of an example, P pairs, s scores.
+Shapes: N responses of an example, s scores, k experts, P pairs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,174 @@ from torch import Tensor
 
 from ..model.heads import BranchScorer, HeadPosterior, Posterior
 from ..model.mixture import Calibration
-from .batches import PreferenceExample
-from .embedding import base_embeddings, sample
-from .exact_solver import laplace, linear_pairs
-from .steps import Run, State, Training, posterior_state
+from .embedding import base_embeddings, map_rows, sample, task_vectors
+from .exact_solver import LinearPairs, laplace, linear_pairs, out_of_fold, pair_accuracy
+from .examples import PreferenceExample, labeled
+from .losses import preference_losses
+from .steps import Run, State, StepMetrics, Training, posterior_state
 
+EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
+"""Factors of the experts' weights relative to those of the base scores; see `rescale_experts`."""
+_STANDARD_ERRORS = 2.0  # coin flips are predicted that well in one of 40 cases
+_MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
 _PRIOR_WIDTH = 0.5  # standard deviation of log T
 
 Examples = Sequence[PreferenceExample]
+Vectors = Mapping[str, Tensor]
+"""Key of an example → its responses' scores (N, s)."""
+HeldOut = tuple[Examples, Vectors, Sequence[float | None], float | None]
+"""Examples with held-out scores; the scores, of all training examples too; the accuracies of the k experts on held-out
+labels of their capabilities (0.5 if they may be chance, None without labels), and of phase 1 on overall labels."""
+
+
+# --- phase 3 with an exact fit ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def weight_scores(training: Training, task: str) -> StepMetrics:
+    """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
+
+    Scores of heads that are all fitted exactly are out of fold; otherwise those of the validation prompts are held out.
+    """
+    run, (train, validation) = training.run, training.of(task)
+    task_model, exact = run.model.task_model(task), training.is_exact(task)
+    aggregator, linear = task_model.aggregator, task_model.aggregator.linear
+    assert linear is not None
+    vectors = task_vectors(run, task, validation if exact else [*train, *validation])
+    held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
+    (examples, scores, accuracies, reference), capabilities = held_out, task_model.experts.capabilities
+    known = torch.cat([scores[e.key] for e in train])
+    linear.normalizer.fit(known)
+    if capabilities:
+        task_model.normalizer.fit(known[:, : len(capabilities)])
+    scale, seed = linear.normalizer.scale.cpu(), run.config.seed
+    (pairs,) = linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)
+    general = _accuracy(pairs, len(capabilities) + 1)
+    weights = score_weights(accuracies, reference, general, linear.read.cpu())
+    linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
+    rewards = map_rows(aggregator, vectors, run)
+    calibration = task_model.calibration
+    if exact:
+        rewards |= map_rows(linear, scores, run)
+        calibrate(calibration, rewards, [], [*train, *validation])
+        set_from_heads(training, task)
+    else:
+        calibrate(calibration, rewards, train, validation)
+        set_from_phase1(training, task, known)
+    margins = pairs.differences @ linear.weight.cpu() / float(calibration.scale * calibration.temperature)
+    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-12)
+    metrics = {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
+    metrics |= {} if general is None else {"accuracy/general": general}
+    names = (*capabilities, *aggregator.base_names)
+    metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
+    return metrics
+
+
+def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
+    folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
+    accuracies = [_above_chance(float(folds[task, name].accuracy), train, name) for name in capabilities]
+    scores = out_of_fold_scores(training, task, train)
+    return train, scores, accuracies, float(folds[task, "per_task"].accuracy)
+
+
+def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
+    """Measure the accuracies on the validation prompts, or on training prompts if no validation prompt has labels."""
+    task_model, (train, validation) = training.run.model.task_model(task), training.of(task)
+    examples = validation if labeled(validation) else train
+    scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
+    names = (*task_model.experts.capabilities, None)  # phase 1's score is the first after those of the experts
+    unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
+    by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
+    *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
+    known = zip(accuracies, task_model.experts.capabilities, strict=True)
+    return examples, scores, [_above_chance(share, examples, name) for share, name in known], reference
+
+
+def _above_chance(accuracy: float | None, examples: Examples, capability: str) -> float | None:
+    """Return an accuracy on the examples' labels of a capability; 0.5 if it is not two standard errors above that.
+
+    At chance, the variance of the share of a group's pairs in the right order is that of Kendall's τ, divided by 4:
+    (2 N + 5) / (18 N (N − 1)) for N responses.
+    """
+    sizes = [len({i for pair in pairs for i in pair[:2]}) for e in examples if (pairs := e.pairs.get(capability))]
+    error = sum((2 * n + 5) / (18 * n * (n - 1)) for n in sizes) ** 0.5 / max(len(sizes), 1)
+    return accuracy if accuracy is None or accuracy > 0.5 + _STANDARD_ERRORS * error else 0.5
+
+
+def _accuracy(pairs: LinearPairs, score: int) -> float | None:
+    known = (pairs.weight * (2 * pairs.target - 1)).sum() > 0
+    return pair_accuracy(pairs.differences[:, score], pairs.target, pairs.weight) if known else None
+
+
+def out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
+    """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
+    run = training.run
+    vectors = base_embeddings(run, run.model.task_model(task).base, examples)
+    by_head = [
+        out_of_fold(head, training.folds[key], examples, vectors, run.config.seed)
+        for key, head in training.scored_heads(task).items()
+    ]
+    return {e.key: torch.stack([scores[e.key] for scores in by_head], 1) for e in examples}
+
+
+def score_weights(
+    accuracies: Sequence[float | None], reference: float | None, general: float | None, read: Tensor
+) -> Tensor:
+    """Return the aggregator's weights (s,), which sum to 1.
+
+    The scores of phase 1 and of the head on all labels have equal weights. The weight of an expert or of the general
+    model is relative to theirs: its accuracy above chance on held-out labels / that of phase 1, from 0 (labels that
+    cannot be predicted, or a task unlike the others) to 1. Without held-out labels, it is 1. If no score is left, all
+    have equal weights. Weights that are fitted to the overall preferences are worse: docs/log.md has the figures.
+
+    Args:
+        accuracies: of the k experts, on labels of their capabilities; the scores after theirs are base scores.
+        reference: the accuracy of phase 1 on the overall labels.
+        general: that of the general model, whose score is the second of the base scores.
+        read: (s,), whether the aggregator reads the score.
+    """
+    weights, equal = read.float(), read / read.sum().clamp(min=1)
+    if reference is None:
+        return equal
+    above = max(reference - 0.5, _MIN_ABOVE_CHANCE)
+    for i, accuracy in [*enumerate(accuracies), (len(accuracies) + 1, general)]:
+        if accuracy is not None:
+            weights[i] *= min(max((accuracy - 0.5) / above, 0.0), 1.0)
+    return weights / weights.sum() if weights.any() else equal
+
+
+def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
+    """Multiply the experts' weights by the first of `EXPERT_SCALES` unless another one is better by a standard error.
+
+    A judge's labels may be predictable and still not be what people prefer. The scales are compared by the loss on the
+    overall preferences, each at its best temperature; standard errors are over pairs, weighted as in the loss.
+
+    Args:
+        weights: (s,), as by `score_weights`.
+        count: k, the number of experts.
+        pairs: the overall preferences, where a difference is that of normalized held-out scores (s,).
+    """
+    if not weights[count:].any():
+        return weights  # the reward is that of the experts alone
+    scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
+    losses = [_losses_at_best_temperature(pairs, row) for row in scaled]
+    best, largest = scaled[0], 0.0
+    for row, loss in zip(scaled[1:], losses[1:], strict=True):
+        gains = pairs.weight * (losses[0] - loss)
+        gain = float(gains.sum())
+        if gain > max(largest, float(gains.square().sum().sqrt())):
+            best, largest = row, gain
+    return best / best.sum().clamp(min=1e-12)
+
+
+def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
+    """Return the losses (P,) of rewards by these weights at the temperature with the lowest weighted sum."""
+    margins = (pairs.differences @ weights)[:, None] * torch.logspace(-1.3, 1.3, 40)
+    losses = preference_losses(margins, pairs.target[:, None])
+    return losses[:, int((losses * pairs.weight[:, None]).sum(0).argmin())]
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
 
 
 def calibrate(calibration: Calibration, rewards: Mapping[str, Tensor], train: Examples, validation: Examples) -> None:
@@ -77,6 +237,9 @@ def temperature(margins: np.ndarray, weights: np.ndarray) -> float:
 
     result: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(result.x))
+
+
+# --- uncertainty ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

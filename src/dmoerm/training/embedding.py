@@ -18,7 +18,7 @@ from ..chat.encoding import Encoded
 from ..model.heads import BranchScorer
 from ..model.memory import scoring_tokens
 from ..model.packing import Packed, batches, greedy, pack, to_device
-from .batches import PreferenceExample
+from .examples import PreferenceExample
 from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run
 

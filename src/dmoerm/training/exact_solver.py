@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..model.heads import MAX_RANK, Head, HeadPosterior
-from .batches import PreferenceExample, VectorCollator, labeled
-from .losses import preference_losses
+from .examples import PreferenceExample, labeled
+from .losses import VectorCollator, preference_losses
 from .steps import FoldWeights, State, StepMetrics, posterior_state
 
 FOLDS = 5

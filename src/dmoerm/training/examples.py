@@ -1,4 +1,4 @@
-"""Tokenize groups once, into a dataset that all processes map, and read examples from it when a batch needs them.
+"""Labeled groups as examples: tokenized once into a dataset that all processes map, read when a batch needs them.
 
 The dataset is in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the
 same data tokenizes nothing. An example in memory is a row number and a task.
@@ -7,12 +7,13 @@ same data tokenizes nothing. An example in memory is a row number and a task.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from ..chat.encoding import Encoded, Encoder
 from ..data.groups import Finish, StoredGroups, decode_group, stored
 from ..io.paths import complete_folder
-from ..schema import Group, prompt_key
-from .batches import Labels, PreferenceExample, label
+from ..schema import Group, Pair, prompt_key
 from .processes import barrier, is_main
-from .steps import Run
 
+Labels = Mapping[str | None, Sequence[Pair]]
+"""Capability (None: overall) → ordered pairs."""
 _WORKER_ROWS = 20_000  # a process for fewer rows takes longer to start than it saves
 _COLUMNS = {
     "key": pa.string(),
@@ -43,122 +44,116 @@ _COLUMNS = {
 }
 
 
-class StoredExample(PreferenceExample):
-    """An example in a file; its fields are read on every access, except the task."""
+class PreferenceExample:
+    """An encoded group with its ordered pairs, in a row of a dataset. Each property is read at every access.
 
-    __slots__ = ("_pairs", "_row", "_table", "_task")
+    Attributes:
+        task: the group's task, or the one that the router assigns; None without either.
+    """
 
-    def __init__(self, table: _ExampleTable, row: int, task: str | None, pairs: Labels | None = None) -> None:
-        for name, value in (("_table", table), ("_row", row), ("_task", task), ("_pairs", pairs)):
-            object.__setattr__(self, name, value)  # the class is frozen
+    __slots__ = ("_pairs", "_row", "_table", "task")
+
+    def __init__(self, table: ExampleTable, row: int, task: str | None) -> None:
+        self._table, self._row, self.task = table, row, task
+        self._pairs: Labels | None = None
 
     @property
-    def group(self) -> Group:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def group(self) -> Group:
+        """The group, with its texts."""
         return self._table.groups[self._row]
 
     @property
-    def encoded(self) -> Encoded:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def encoded(self) -> Encoded:
+        """The token ids."""
         return self._table.encoded(self._row)
 
     @property
-    def task(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._task
-
-    @property
-    def pairs(self) -> Labels:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._table.pairs(self._row) if self._pairs is None else self._pairs
-
-    @property
-    def margin(self) -> float:
-        return self._table.value("margin", self._row) or 0.0
+    def key(self) -> str:
+        """The hash of the token ids, which is the key in the activation cache."""
+        return self._table.value("key", self._row)
 
     @property
     def prompt(self) -> str:
+        """The normalized text of the prompt; examples with equal texts have the same prompt."""
         return self._table.value("prompt", self._row)
 
     @property
-    def key(self) -> str:
-        return self._table.value("key", self._row)
+    def margin(self) -> float:
+        """The minimum difference between the rewards of the two responses; 0 if the group has none."""
+        return self._table.value("margin", self._row) or 0.0
+
+    @property
+    def pairs(self) -> Labels:
+        """The ordered pairs, overall and by capability."""
+        return pickle.loads(self._table.value("pairs", self._row)) if self._pairs is None else self._pairs
 
     def with_task(self, task: str | None) -> PreferenceExample:
-        return StoredExample(self._table, self._row, task, self._pairs)
+        """Return the example with another task."""
+        changed = copy.copy(self)
+        changed.task = task
+        return changed
 
     def with_pairs(self, pairs: Labels) -> PreferenceExample:
-        return StoredExample(self._table, self._row, self._task, pairs)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
+        """Return the example with other pairs."""
+        changed = copy.copy(self)
+        changed._pairs = pairs
+        return changed
 
 
-class _ExampleTable:
+class ExampleTable:
+    """The groups, and the rows of `_COLUMNS` that belong to them."""
+
     def __init__(self, groups: StoredGroups, rows: Dataset) -> None:
         self.groups = groups
         self._columns = {name: rows.data.column(name) for name in _COLUMNS}
 
     def value(self, name: str, row: int) -> Any:
+        """Return a value of a row."""
         return self._columns[name][row].as_py()
 
-    def _numbers(self, name: str, row: int) -> list[int]:
-        return self._columns[name][row].values.to_numpy().tolist()  # `as_py` is slow for long lists
-
     def encoded(self, row: int) -> Encoded:
-        ids, parts, start = self._numbers("ids", row), list[list[int]](), 0
-        for length in self._numbers("lengths", row):
+        """Return the token ids of a row."""
+
+        def numbers(name: str) -> list[int]:
+            return self._columns[name][row].values.to_numpy().tolist()  # `as_py` is slow for long lists
+
+        ids, parts, start = numbers("ids"), list[list[int]](), 0
+        for length in numbers("lengths"):
             parts.append(ids[start : start + length])
             start += length
-        cut, empty = (frozenset(self._numbers(name, row)) for name in ("cut", "empty"))
-        encoded = Encoded(parts[0], parts[1:], cut, empty)
+        encoded = Encoded(parts[0], parts[1:], frozenset(numbers("cut")), frozenset(numbers("empty")))
         encoded.__dict__["key"] = self.value("key", row)  # or it would be computed
         return encoded
 
-    def pairs(self, row: int) -> Labels:
-        return pickle.loads(self.value("pairs", row))
+
+def labeled(
+    examples: Sequence[PreferenceExample], capabilities: Sequence[str | None] = (None,)
+) -> list[PreferenceExample]:
+    """Return the examples that order at least one pair on one of the capabilities (None: overall)."""
+    return [example for example in examples if any(map(example.pairs.get, capabilities))]
 
 
-class Texts(Sequence[Encoded]):
-    """The token ids of examples, decoded one at a time."""
+def encoded_examples(folder: Path, encoder: Encoder, groups: Sequence[Group]) -> list[PreferenceExample]:
+    """Encode the groups and order their pairs, or read them from `folder` if an earlier run has done so.
 
-    def __init__(self, examples: Sequence[PreferenceExample]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._examples[index].encoded if isinstance(index, int) else Texts(self._examples[index])
-
-
-def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
-    """Encode the groups and order their pairs.
-
-    One process tokenizes, with a worker per core; the others wait. This is a collective.
+    One process tokenizes, with a worker per core; the others wait. This is a collective. A folder that cannot be
+    written is replaced by a temporary one of each process.
     """
     table = stored(groups)
-    dataset = tokenized(run.cache.root / "tokens", table, run.model.encoder)
-    rows = _ExampleTable(table, dataset)
-    return [StoredExample(rows, row, task and sys.intern(task)) for row, task in enumerate(dataset["task"])]
-
-
-def tokenized(folder: Path, groups: StoredGroups, encoder: Encoder) -> Dataset:
-    """Return a dataset with `_COLUMNS` of the groups; write it to `folder` if it is not there.
-
-    A folder that cannot be written is replaced by a temporary one of each process.
-    """
     digest = hashlib.sha256(repr((list(_COLUMNS), encoder.fingerprint)).encode())
-    for content in groups.contents():
+    for content in table.contents():
         digest.update(content)
     target = folder / digest.hexdigest()[:24]
-    if is_main() and _opened(target, len(groups)) is None:
+    if is_main() and _opened(target, len(table)) is None:
         with contextlib.suppress(OSError):
-            _write(target, groups, encoder)
+            _write(target, table, encoder)
     barrier()
-    if (rows := _opened(target, len(groups))) is not None:
-        return rows
-    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as temporary:
-        _write(Path(temporary) / "tokens", groups, encoder)
-        return _open(Path(temporary) / "tokens")  # mapped: the files stay readable
+    if (dataset := _opened(target, len(table))) is None:
+        with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as temporary:
+            _write(Path(temporary) / "tokens", table, encoder)
+            dataset = _open(Path(temporary) / "tokens")  # mapped: the files stay readable
+    rows = ExampleTable(table, dataset)
+    return [PreferenceExample(rows, row, task and sys.intern(task)) for row, task in enumerate(dataset["task"])]
 
 
 def _open(folder: Path) -> Dataset:
@@ -218,3 +213,9 @@ def _columns(batch: dict[str, list[bytes]], *, finish: Finish, encoder: Encoder)
         "margin": [group.margin for group in groups],
         "pairs": [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in groups],
     }
+
+
+def label(group: Group) -> Labels:
+    """Return the group's ordered pairs, overall (None) and by capability."""
+    capabilities = {**group.capabilities, **group.judge_labels}
+    return {None: group.pairs()} | {name: group.labeled_pairs(name) for name in capabilities}

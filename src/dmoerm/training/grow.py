@@ -43,10 +43,9 @@ from ..names import check_name
 from .exact_solver import FOLDS
 from .phases import phase0, phase1, phase2, phase3
 from .processes import world_size
-from .progress import Progress
 from .router import DRAWS, add_row, fit_row, known_statistics, set_row
 from .run import aggregator_form, check_pairs, claim, open_cache, report_data, run_steps
-from .steps import FoldWeights, Run, Step, Training, step_name
+from .steps import FoldWeights, Progress, Run, Step, Training, step_name
 
 CapabilityChange = Literal["add", "retrain", "remove"]
 _SOURCES = (

@@ -1,19 +1,23 @@
-"""The losses of training and validation: a module maps a batch to losses of rows, and `mean_by_expert` averages them.
+"""From examples to a loss: collators make batches, a module maps a batch to the losses of its rows.
+
+    PreferenceExample → PreferenceBatch (features and pairs of one pass) → RowLosses → mean by expert
 
     preference   a row is an ordered pair:   −p log σ(m) − (1 − p) log σ(−m),  m = r_better − r_worse − margin
-    routing      a row is a prompt:          cross-entropy of the router's logits
+    routing      a row is a prompt:          cross-entropy of the router's logits (router.py)
 
-A task's k experts are stacked, so one pass trains them all: every trained parameter has a first dimension of size k.
-The loss is a sum over the experts, and no slice of a parameter occurs in the terms of two experts, so each slice gets
-the gradient that it would get alone.
+A collator returns a list of batches: the parts of a pass that this process computes. A task's k experts are stacked, so
+one pass trains them all: every trained parameter has a first dimension of size k. The loss is a sum over the experts,
+and no slice of a parameter occurs in the terms of two experts, so each slice gets the gradient that it would get alone.
 
 Shapes: k experts, a active experts, N responses, D embedding width, P pairs of a batch, Q prompts, T tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +26,142 @@ from torch.nn import functional
 from ..model.experts import lora_layers
 from ..model.heads import Head, embed
 from ..model.layers import Decoder
-from ..model.packing import Packed
-from .batches import PreferenceBatch
+from ..model.memory import PASS_TOKENS
+from ..model.packing import Packed, greedy, pack, to_device, transfer
+from .examples import PreferenceExample
+from .processes import shard, sharded, world_size
+
+Collate = Callable[[Sequence[Any]], list[Any]]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceBatch:
+    """N responses and P ordered pairs of them, for one pass of k experts.
+
+    Attributes:
+        inputs: vectors (N, D), or packed hidden states or ids.
+        better, worse: (P,), indices of the responses, 0 … N − 1.
+        target: (P,), the probability that the better one is better: 1 for people's order, 0.5 for a tie.
+        margin: (P,), the reward difference that the label requires.
+        weight: (P,), the pair's weight / number of its group's pairs for the same expert; every group has weight 1.
+        expert: (P,), index of the expert that the pair trains, 0 … k − 1.
+        active: (a,), ascending indices of the experts that run on this part; None: all k.
+        total: (k,), summed weights by expert of the whole batch, of which this is a part; None: this is all of it.
+        share: 1 / number of parts; scales loss terms that do not depend on the data.
+    """
+
+    inputs: Tensor | Packed
+    better: Tensor
+    worse: Tensor
+    target: Tensor
+    margin: Tensor
+    weight: Tensor
+    expert: Tensor
+    active: Tensor | None = None
+    total: Tensor | None = None
+    share: float = 1.0
+
+    def to(self, device: Any) -> PreferenceBatch:
+        """Return the batch on a device."""
+        small = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "inputs"}
+        moved = dict(zip(small, transfer(list(small.values()), device), strict=True))
+        inputs = self.inputs
+        inputs = inputs.to(device) if isinstance(inputs, Packed) else to_device(inputs, device)
+        return replace(self, inputs=inputs, **moved)
+
+
+@dataclass(frozen=True)
+class VectorCollator:
+    """Collate examples whose features are vectors (N, D), one per response, into one batch.
+
+    Args:
+        features: example → features.
+        capabilities: pairs of the i-th capability train the i-th expert; None: the overall preferences.
+    """
+
+    features: Callable[[PreferenceExample], Tensor]
+    capabilities: Sequence[str | None] = (None,)
+
+    def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
+        vectors = torch.cat([self.features(example) for example in batch])
+        pairs: dict[str, Any] = _pairs(batch, self.capabilities)
+        return [PreferenceBatch(vectors, **pairs)]
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Collate examples whose features are hidden states or ids into the parts that this process computes.
+
+    The examples of a part have labels for the same experts, `active`, so no expert runs on a text that it has no label
+    for. Each part has the summed weights of the whole batch divided by the world size. Gradients are averaged over
+    the processes, so the parts' losses sum to the batch's loss, however many examples each process has.
+
+    Args:
+        features: example → the prompt's (P, d) and a list of each response's (R, d).
+        capabilities: see `VectorCollator`.
+        budget: maximum tokens of a part, where a token counts once for each active expert.
+    """
+
+    features: Callable[[PreferenceExample], tuple[Tensor, list[Tensor]]]
+    capabilities: Sequence[str | None] = (None,)
+    budget: int = PASS_TOKENS
+
+    def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
+        parts = [self._part(examples) for examples in self._divided(shard(batch))]
+        count = max(len(parts), 1)
+        if sharded():  # a pass is a collective: every process needs as many parts as the one with most
+            count = max(len(self._divided(batch[r :: world_size()])) for r in range(world_size()))
+        if len(parts) < count:
+            dummy = self._part([min(batch, key=lambda example: example.encoded.tokens)])
+            ties = torch.zeros_like(dummy.weight), torch.full_like(dummy.target, 0.5)  # without weight in any mean
+            parts += [replace(dummy, weight=ties[0], target=ties[1])] * (count - len(parts))
+        pairs = _pairs(batch, self.capabilities)
+        total = torch.zeros(len(self.capabilities)).index_add(0, pairs["expert"], pairs["weight"]) / world_size()
+        return [replace(part, total=total, share=1 / len(parts)) for part in parts]
+
+    def _part(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
+        pairs: dict[str, Any] = _pairs(examples, self.capabilities)
+        inputs = pack([self.features(example) for example in examples])
+        return PreferenceBatch(inputs, **pairs, active=torch.tensor(self._active(examples[0])))
+
+    def _divided(self, batch: Sequence[PreferenceExample]) -> list[list[PreferenceExample]]:
+        """Return the examples in parts with the same active experts, each within the budget."""
+        by_experts: dict[tuple[int, ...], list[PreferenceExample]] = {}
+        for example in batch:
+            by_experts.setdefault(self._active(example), []).append(example)
+        parts: list[list[PreferenceExample]] = []
+        for active, some in by_experts.items():
+            longest_first = sorted(some, key=lambda example: example.encoded.tokens, reverse=True)
+            parts += greedy(longest_first, lambda example: example.encoded.tokens, self.budget // len(active))
+        return parts
+
+    def _active(self, example: PreferenceExample) -> tuple[int, ...]:
+        pairs = example.pairs
+        return tuple(i for i, name in enumerate(self.capabilities) if pairs.get(name)) or (0,)
+
+
+def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None]) -> dict[str, Tensor]:
+    rows: list[tuple[int, int, float, float, float, int]] = []
+    offset = 0
+    for example in batch:
+        known = example.pairs
+        labels = [(expert, pair) for expert, name in enumerate(capabilities) for pair in known.get(name, ())]
+        count = Counter(expert for expert, _ in labels)
+        for expert, pair in labels:
+            margin = example.margin if capabilities[expert] is None else 0.0
+            weight = pair.weight / count[expert]
+            rows.append((offset + pair.better, offset + pair.worse, pair.probability, margin, weight, expert))
+        offset += len(example.encoded.responses)
+    names = ("better", "worse", "target", "margin", "weight", "expert")
+    columns = zip(*rows, strict=True) if rows else ((),) * 6
+    types = {name: torch.float32 if name in ("target", "margin", "weight") else torch.long for name in names}
+    return {name: torch.tensor(column, dtype=types[name]) for name, column in zip(names, columns, strict=True)}
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +235,11 @@ class PreferenceLossModule(nn.Module):
         margins = rewards[row, batch.better] - rewards[row, batch.worse]
         rows = preference_losses(margins - batch.margin, batch.target)
         loss = mean_by_expert(rows, batch.weight, expert, self.num_experts or 1, batch.total).sum()
-        correct = (margins > 0).to(rows.dtype)
-        return RowLosses(loss + self._penalty(batch.share), rows, batch.weight, correct, 2 * batch.target - 1, expert)
-
-    def _penalty(self, share: float) -> Tensor | float:
-        """Return the share of the penalty in a part's loss: the parts' shares sum to the penalty."""
         starts = zip(self._penalized, self._start, strict=True)
         distances = [(parameter - start.to(parameter.device)).square().sum() for parameter, start in starts]
-        return share * self.l2 / 2 * torch.stack(distances).sum() if distances else 0.0
+        if distances:  # the parts' shares sum to the penalty
+            loss = loss + batch.share * self.l2 / 2 * torch.stack(distances).sum()
+        return RowLosses(loss, rows, batch.weight, (margins > 0).to(rows.dtype), 2 * batch.target - 1, expert)
 
 
 class HeadStack(nn.Module):
@@ -129,12 +264,9 @@ class HeadStack(nn.Module):
 
     def states(self) -> list[dict[str, Tensor]]:
         """Return the state of each head, in the names of `Head`."""
-        parts = {
-            "normalizer.mean": self.mean,
-            "normalizer.scale": self.scale,
-            "score.weight": self.weight.detach()[:, None],
-        }
-        return [{name: part[i].clone() for name, part in parts.items()} for i in range(len(self.weight))]
+        weight = self.weight.detach()[:, None]
+        parts = {"normalizer.mean": self.mean, "normalizer.scale": self.scale, "score.weight": weight}
+        return [{name: part[i].clone() for name, part in parts.items()} for i in range(len(weight))]
 
 
 class ExpertStack(nn.Module):

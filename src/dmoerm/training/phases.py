@@ -6,7 +6,7 @@
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `fit: exact`, phases 0 to 2 solve heads on embeddings (exact_solver.py), and phase 3 weights held-out scores
-(score_weights.py). With `fit: trained`, branch or LoRA are trained with the head by `fit`; `head_first` solves their
+(calibration.py). With `fit: trained`, branch or LoRA are trained with the head by `fit`; `head_first` solves their
 heads first.
 """
 
@@ -27,8 +27,7 @@ from ..data.splits import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..names import folder_name
-from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
-from .calibration import calibrate, set_from_phase1, set_from_score, with_posterior
+from .calibration import calibrate, set_from_phase1, set_from_score, weight_scores, with_posterior
 from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
 from .exact_solver import (
     FOLDS,
@@ -40,10 +39,10 @@ from .exact_solver import (
     head_state,
     out_of_fold,
 )
+from .examples import PreferenceExample, labeled
 from .loop import fit
-from .losses import ExpertStack, HeadStack, PreferenceLossModule
-from .score_weights import weight_scores
-from .sharding import copy_weights, is_sharded, sharded_scorer
+from .losses import ExpertStack, HeadStack, PackedCollator, PreferenceLossModule, VectorCollator
+from .processes import copy_weights, is_sharded, sharded_scorer
 from .steps import FoldWeights, Run, State, StepMetrics, Training, part_of, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]

@@ -28,8 +28,8 @@ from ..model import DMoERM
 from ..model.packing import pad, to_device, transfer
 from ..model.router import Router
 from ..model.training_prompts import PromptStatistics, TaskPrompts
-from .batches import PreferenceExample
 from .exact_solver import FOLDS, descend, fold_of, principal, solve
+from .examples import PreferenceExample
 from .loop import fit
 from .losses import RowLosses, mean_by_expert, preference_losses
 from .processes import broadcast, shard, world_size

@@ -28,17 +28,15 @@ from torch import Tensor
 
 from ..model.router import Routing
 from ..names import folder_name
-from .batches import PreferenceExample, labeled
-from .calibration import calibrate
+from .calibration import calibrate, out_of_fold_scores
 from .embedding import base_embeddings, map_rows, task_vectors
 from .exact_solver import out_of_fold, pair_accuracy
+from .examples import PreferenceExample, labeled
 from .losses import preference_losses
 from .phases import phase1, phase3
 from .processes import broadcast, is_main
-from .progress import Progress
 from .router import calibration_error, held_out_routes
-from .score_weights import out_of_fold_scores
-from .steps import State, StepMetrics, Training, part_of
+from .steps import Progress, State, StepMetrics, Training, part_of
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 16.0)  # 16: nearly equal weights
 GENERAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75)

@@ -39,16 +39,25 @@ from ..model.loading import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
-from .batches import PreferenceExample
-from .cache import ActivationCache
-from .examples import Texts, examples_of
+from .cache import ActivationCache, Texts
+from .examples import PreferenceExample
+from .loop import check_trackers
 from .phases import phase0, phase1, phase2, phase3
-from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
-from .progress import Progress, check_trackers
+from .processes import (
+    barrier,
+    broadcast,
+    check_sharding,
+    device,
+    full_state,
+    idle_gpus,
+    is_main,
+    move_to_device,
+    sharded,
+    world_size,
+)
 from .router import train_router
 from .routing import choose_routing
-from .sharding import check_sharding, full_state, move_to_device
-from .steps import Run, Step, Training, step_name
+from .steps import Progress, Run, Step, Training, step_name
 
 Engine = Callable[[Run, Splits, Sequence[Step]], None]
 """Computes the results of the steps and stores them in the run's folder."""
@@ -142,8 +151,10 @@ def begin(run: Run, data: Splits) -> Training:
     if not any(e.task for e in train_part):
         hint = "label some groups, so that the router can learn, or set data.task"
         raise DataError("no group names its task", field="task", hint=hint)
+    examples = [*train_part, *validation]
+    texts = Texts(lambda i: examples[i].encoded, range(len(examples)))
     with run.progress.step("trunk's activations"):
-        uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
+        uncached = run.cache.fill(texts, run.progress.count)
     if uncached and sharded():
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
     if uncached:
@@ -215,7 +226,7 @@ def report_data(run: Run, data: Splits) -> None:
     for column, rows in data.unknown_columns.items():
         run.progress.say(f"ignored: unknown column {column!r} ({rows} rows)")
     if run.config.encoding.truncation != "error":
-        run.truncation = count_truncation((e.group, e.encoded) for e in examples_of(run, data.train))
+        run.truncation = count_truncation((e.group, e.encoded) for e in run.examples(data.train))
     if remark := run.truncation.description("to train on"):
         run.progress.say(remark)
 
@@ -232,7 +243,7 @@ def split_examples(
         held = [prompt_key(group.prompt) in prompts for group in groups]
     else:
         held = held_out(groups, run.config.data.validation_fraction, run.config.seed + 1)
-    examples = list(zip(examples_of(run, groups), held, strict=True))
+    examples = list(zip(run.examples(groups), held, strict=True))
     return [e for e, is_held in examples if not is_held], [e for e, is_held in examples if is_held]
 
 

@@ -1,16 +1,20 @@
-"""Steps of a run: the result of a finished step is stored in the run's folder and is not computed again."""
+"""A run and its steps: the result of a finished step is stored in the run's folder and is not computed again."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,12 +29,11 @@ from ..model.heads import HeadPosterior
 from ..model.layers import Decoder, recompute_layers
 from ..model.memory import training_tokens
 from ..names import folder_name
-from .batches import PreferenceExample
+from ..schema import Group
 from .cache import ActivationCache
+from .examples import PreferenceExample, encoded_examples
 from .loop import FitResult
-from .processes import barrier, broadcast, is_main, smallest
-from .progress import Progress
-from .sharding import whole_state
+from .processes import barrier, broadcast, is_main, smallest, whole_state
 
 State = dict[str, Tensor]
 StepMetrics = dict[str, float]
@@ -39,6 +42,72 @@ HeadKey = tuple[str | None, str]
 """The task of a head (None: the general model) and the name of its score."""
 _STATE = "state.safetensors"
 _MIN_SHARE = 0.02  # of a task in a prompt; less changes nothing and costs as much
+_SECONDS_BETWEEN_LINES = 20
+
+
+class Progress:
+    """Show a bar for the run and one for the current step; print a line when a step ends.
+
+    If the output is not a terminal, which could show bars, print a line every 20 seconds instead.
+
+    Args:
+        console: where to write; None: standard error. Only the main process writes.
+        quiet: write nothing.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console if console and is_main() else Console(stderr=True, quiet=quiet or not is_main())
+        columns = (TextColumn("{task.description:44}"), BarColumn(24), TextColumn("{task.fields[figures]}"))
+        self._bars = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        self._all = self._bars.add_task("all steps", total=None, figures="")
+        self._step: Any = None
+        self._figures: dict[str, float] = {}
+        self._printed = time.monotonic()
+
+    @contextlib.contextmanager
+    def run(self, steps: int) -> Iterator[None]:
+        """Show the bars of a run with this number of steps within the context."""
+        self._bars.update(self._all, total=steps)
+        with self._bars:
+            yield
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Show a step's bar within this context, then print its final figures."""
+        self._figures, self._printed = {}, time.monotonic()
+        self._step = self._bars.add_task(name, total=None, figures="")
+        yield
+        self._bars.remove_task(self._step)
+        self._bars.advance(self._all)
+        self.say(f"{name:44} {self._text()}")
+
+    def skip(self, name: str, status: str = "done before") -> None:
+        """Print that a step needs no training here: an earlier run or another process has finished it."""
+        self._bars.advance(self._all)
+        self.say(f"{name:44} {status}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def count(self, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+        """Show how much of the current step is done, and add figures to those shown."""
+        self._figures |= figures or {}
+        self._bars.update(self._step, completed=done, total=total, figures=self._text())
+        if self.console.is_terminal or time.monotonic() - self._printed <= _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = time.monotonic()
+        bar = self._bars.tasks[self._bars.task_ids.index(self._step)]
+        left = "" if bar.time_remaining is None else f"  {bar.time_remaining:.0f} s left"
+        self.say(f"{bar.description:44} {done:.0f}/{total:.0f}{left}  {self._text()}")
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Add figures of the current step to those shown."""
+        self._figures |= figures
+        self._bars.update(self._step, figures=self._text())
+
+    def _text(self) -> str:
+        return "  ".join(f"{name} {value:.3f}" for name, value in self._figures.items())
 
 
 @dataclass
@@ -77,6 +146,10 @@ class Run:
             "report_to": self.config.report_to,
             "watch": self.progress.count,
         }
+
+    def examples(self, groups: Sequence[Group]) -> list[PreferenceExample]:
+        """Encode the groups and order their pairs. This is a collective."""
+        return encoded_examples(self.cache.root / "tokens", self.model.encoder, groups)
 
     def recompute(self, part: PreTrainedModel) -> None:
         """Let the layers of a part run again in the backward pass if `gradient_checkpointing` says so."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..schema import Group, Pair
-from .batches import PreferenceExample
+from .calibration import out_of_fold_scores
 from .embedding import base_embeddings, map_rows, task_vectors
 from .exact_solver import out_of_fold
-from .score_weights import out_of_fold_scores
+from .examples import PreferenceExample
 from .steps import Training
 
 Examples = Sequence[PreferenceExample]
