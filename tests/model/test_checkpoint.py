@@ -14,7 +14,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import make_model, make_tiny_config
 
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM, integrity, task_backbone
@@ -24,58 +23,27 @@ from dmoerm.schema import Query
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))
 
 
-@pytest.fixture(scope="module")
-def saved(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[DMoERM, Path]:
-    folder = tmp_path_factory.mktemp("saved")
-    model = make_model(make_tiny_config(tiny_backbone, folder))
-    model.save_pretrained(folder / "model", card="# A card", run_config="seed: 0\n")
-    return model, folder / "model"
-
-
-@pytest.fixture
-def copied(saved: tuple[DMoERM, Path], tmp_path: Path) -> Path:
-    """A copy of the folder that the test may damage."""
-    return Path(shutil.copytree(saved[1], tmp_path / "model"))
-
-
 def rewards(model: DMoERM) -> list[float]:
     return [score.reward for score in model.score(QUERY.prompt, QUERY.responses)]
 
 
-def test_every_tensor_comes_back_bit_for_bit(saved: tuple[DMoERM, Path]) -> None:
-    model, folder = saved
-    loaded = DMoERM.from_pretrained(folder).state_dict()
-    assert loaded.keys() == model.state_dict().keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_the_folder_has_the_documented_files(saved: tuple[DMoERM, Path]) -> None:
+def test_a_saved_model_has_the_documented_files_and_comes_back_bit_for_bit(
+    saved: tuple[DMoERM, Path], tmp_path: Path
+) -> None:
     model, folder = saved
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    adapters = {
-        f"tasks/{task}/experts/{capability}/{name}"
-        for task, capabilities in model.config.tasks.items()
-        for capability in capabilities
-        for name in ("adapter_model.safetensors", "adapter_config.json")
-    }
-    branches = {f"tasks/{task}/branch.safetensors" for task in model.config.tasks} | {"general/branch.safetensors"}
-    top = {
-        "SHA256SUMS",
-        "config.json",
-        "model.safetensors",
-        "trunk.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    assert files == top | adapters | branches | {"SHA256SUMS", "chat_template.jinja", "README.md", "run.yaml"}
+    names = [f"{task}/experts/{name}" for task, capabilities in model.config.tasks.items() for name in capabilities]
+    parts = {f"tasks/{name}/adapter_{kind}" for name in names for kind in ("model.safetensors", "config.json")}
+    parts |= {f"tasks/{task}/branch.safetensors" for task in model.config.tasks} | {"general/branch.safetensors"}
+    parts |= {"SHA256SUMS", "README.md", "run.yaml", "config.json", "model.safetensors", "trunk.safetensors"}
+    assert files == parts | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert (folder / "README.md").read_text() == "# A card"
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "dmoerm"
-
-
-def test_a_loaded_model_is_saved_as_the_same_bytes(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
-    DMoERM.from_pretrained(saved[1]).save_pretrained(tmp_path / "again")
-    for file in (file for file in saved[1].rglob("*") if file.is_file()):
-        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(saved[1])).read_bytes()
+    loaded = DMoERM.from_pretrained(folder)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    loaded.save_pretrained(tmp_path / "again")
+    for name in files:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_a_bfloat16_export_is_smaller_and_scores_as_its_rounded_weights(
@@ -132,14 +100,11 @@ def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
                 assert (actual - base[n]).abs().max() > 1e-2  # the adapter does something
 
 
-def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Path]) -> None:
-    assert_peft_gives_the_same_embeddings(DMoERM.from_pretrained(saved[1]), saved[1])
-
-
 @torch.no_grad()
 def test_an_adapter_that_peft_wrote_becomes_an_expert(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
     """As after training it with other tools: PEFT's files in place of the expert's."""
     model, folder = DMoERM.from_pretrained(saved[1]), tmp_path / "model"
+    assert_peft_gives_the_same_embeddings(model, saved[1])
     shutil.copytree(saved[1], folder)
     task = next(iter(model.config.tasks))
     expert = folder / "tasks" / task / "experts" / model.config.tasks[task][0]
@@ -152,14 +117,10 @@ def test_an_adapter_that_peft_wrote_becomes_an_expert(saved: tuple[DMoERM, Path]
         DMoERM.from_pretrained(folder)
     changed = DMoERM.from_pretrained(folder, check=False)
     assert_peft_gives_the_same_embeddings(changed, folder)
-    before, after = (m.task_model(task).experts.embed(*_embedded(m, task)) for m in (model, changed))
+    hidden = model.hidden(pack_ids([model.encoder.encode(QUERY)]))
+    before, after = (m.task_model(task).experts.embed(hidden, None) for m in (model, changed))
     assert (before[0] - after[0]).abs().max() > 1e-2
     torch.testing.assert_close(before[1:], after[1:])
-
-
-def _embedded(model: DMoERM, task: str) -> tuple[Any, torch.Tensor]:
-    hidden = model.hidden(pack_ids([model.encoder.encode(QUERY)]))
-    return hidden, model.task_model(task).base.embed(hidden)
 
 
 @pytest.mark.parametrize(
@@ -174,11 +135,7 @@ def _embedded(model: DMoERM, task: str) -> tuple[Any, torch.Tensor]:
     "kind", ["qwen3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "mistral"))]
 )
 def test_peft_loads_the_adapters_of_other_configurations(
-    tiny_model: Callable[..., DMoERM],
-    backbones: Callable[[str], str],
-    tmp_path: Path,
-    kind: str,
-    changes: dict[str, Any],
+    tiny_model: Callable[..., DMoERM], backbones: Callable[[str], str], tmp_path: Path, kind: str, changes: Any
 ) -> None:
     backbone = {"path": backbones(kind)} | changes.get("backbone", {})
     model = tiny_model(**changes | {"backbone": backbone})
@@ -240,14 +197,11 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
     trace = tmp_path / "unpickled"
     torch.save(Bomb(trace), copied / name)
     (copied / "model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=rf"model.safetensors: is missing; {name} is a pickle, which is never read"
-    ):
-        DMoERM.from_pretrained(copied)
-    torch.save(Bomb(trace), copied / "model.safetensors")
-    (copied / "SHA256SUMS").unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors: is not a safetensors file"):
-        DMoERM.from_pretrained(copied)
+    for fault in (f"is missing; {name} is a pickle, which is never read", "is not a safetensors file"):
+        with pytest.raises(CheckpointError, match=f"model.safetensors: {fault}"):
+            DMoERM.from_pretrained(copied)
+        torch.save(Bomb(trace), copied / "model.safetensors")
+        (copied / "SHA256SUMS").unlink(missing_ok=True)
     assert not trace.exists()
 
 
@@ -261,7 +215,7 @@ def test_a_missing_or_broken_tokenizer_is_named(copied: Path, missing: bool) -> 
 
 
 KNOWN = {"model_type": "dmoerm", "format_version": 2}
-FOREIGN = json.dumps(KNOWN | {"branch_layer": 2, "tasks": {}, "backbone": {"model_type": "no-such-kind"}})
+FOREIGN = KNOWN | {"branch_layer": 2, "tasks": {}, "backbone": {"model_type": "no-such-kind"}}
 
 
 @pytest.mark.parametrize(
@@ -273,12 +227,21 @@ FOREIGN = json.dumps(KNOWN | {"branch_layer": 2, "tasks": {}, "backbone": {"mode
         ("{}", "model_type is None"),
         (json.dumps(KNOWN), "is not a valid configuration"),
         (json.dumps(KNOWN | {"tasks": ["a"]}), "is not a valid configuration"),
-        (FOREIGN, "is not a valid configuration.*no-such-kind"),
+        (json.dumps(FOREIGN), "is not a valid configuration.*no-such-kind"),
+        ({"format_version": 1}, "format_version is 1, and this release reads 2; install the release"),
+        ({"format_version": "2"}, "format_version is '2'"),
+        ({"treshold": 0.9}, r"treshold: unknown field; did you mean threshold\?"),
+        ({"experts": 4}, "experts: unknown field; remove it"),
+        *(({"tasks": {name: []}}, "configuration: tasks") for name in ("", " a", "a\0b", "a\nb", "x" * 257)),
+        *(({"tasks": {"chitchat": [name]}}, "configuration: tasks") for name in ("", " a", "a\0b", "x" * 257)),
     ],
 )
-def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> None:
-    (copied / "config.json").write_text(content)
-    (copied / "SHA256SUMS").unlink()
+def test_a_foreign_or_invalid_config_is_named(copied: Path, content: Any, message: str) -> None:
+    if isinstance(content, dict):
+        edited(copied, **content)
+    else:
+        (copied / "config.json").write_text(content)
+    (copied / "SHA256SUMS").unlink(missing_ok=True)
     with pytest.raises(CheckpointError, match=message) as caught:
         DMoERM.from_pretrained(copied)
     assert str(copied / "config.json") in str(caught.value)
@@ -291,33 +254,12 @@ def edited(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("field", "message"),
-    [
-        ({"format_version": 1}, "format_version is 1, and this release reads 2; install the release"),
-        ({"format_version": "2"}, "format_version is '2'"),
-        ({"treshold": 0.9}, r"treshold: unknown field; did you mean threshold\?"),
-        ({"experts": 4}, "experts: unknown field; remove it"),
-    ],
-)
-def test_a_config_of_another_format_is_refused(copied: Path, field: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
-        DMoERM.from_pretrained(edited(copied, **field))
-
-
 def test_what_a_library_sets_in_the_configuration_is_not_saved(copied: Path, tmp_path: Path) -> None:
     model = DMoERM.from_pretrained(copied)
     model.config.use_cache = False  # trainers do so
     model.save_pretrained(tmp_path / "again")
     assert DMoERM.from_pretrained(tmp_path / "again").config.tasks == model.config.tasks
     assert (tmp_path / "again" / "config.json").read_text() == (copied / "config.json").read_text()
-
-
-@pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
-def test_invalid_names_are_refused(copied: Path, name: str) -> None:
-    for tasks in ({name: []}, {"chitchat": [name]}):
-        with pytest.raises(CheckpointError, match=r"config.json: is not a valid configuration: tasks"):
-            DMoERM.from_pretrained(edited(copied, tasks=tasks))
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "/etc", "a\\b"])
@@ -335,10 +277,8 @@ def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
         DMoERM.from_pretrained(edited(copied, tasks={"chitchat": ["empathy"]}))
 
 
-@pytest.mark.parametrize(
-    "name", ["num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size", "vocab_size", "num_local_experts"]
-)
 @pytest.mark.parametrize("value", [-2, 10**12])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size", "num_experts"])
 def test_a_size_that_no_model_has_is_refused_by_name(copied: Path, name: str, value: int) -> None:
     backbone = json.loads((copied / "config.json").read_text())["backbone"]
     for settings in ({name: value}, {"nested": {name: value}}):
@@ -358,9 +298,7 @@ def test_a_size_that_no_model_has_is_refused_by_name(copied: Path, name: str, va
         ({"model_type": "qwen3"}, 2, r"do not fit config.json \(first difference: .*k_norm.weight"),
     ],
 )
-def test_a_backbone_that_does_not_fit_is_refused(
-    copied: Path, backbone: dict[str, Any], layer: int, message: str
-) -> None:
+def test_a_backbone_that_does_not_fit_is_refused(copied: Path, backbone: Any, layer: int, message: str) -> None:
     stored = json.loads((copied / "config.json").read_text())["backbone"]
     with pytest.raises(CheckpointError, match=message):
         DMoERM.from_pretrained(edited(copied, backbone=stored | backbone, branch_layer=layer))
