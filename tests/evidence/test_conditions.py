@@ -18,7 +18,6 @@ from dmoerm.errors import ConfigError
 from dmoerm.evaluation.methods import registered
 from dmoerm.schema import ordered_pairs
 from evidence.conditions import MERGED, condition_run, moved, prepared
-from evidence.methods.ablations import _SETTINGS
 
 GRADES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(float)), min_size=2, max_size=9)
 
@@ -55,11 +54,6 @@ def test_about_the_share_of_the_pairs_is_reversed(responses: int, share: float) 
     assert np.mean(reversed_pairs) == pytest.approx(share, abs=0.06)
 
 
-def test_a_share_above_one_half_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"between 0 and 0\.5"):
-        moved((1.0, 2.0), 0.9, "")
-
-
 def test_noise_changes_the_labels_of_the_training_part_alone(config: Config, tmp_path: Path) -> None:
     before = load_splits(config)
     noisy = changed_data(config, tmp_path, flip_scores=0.3)
@@ -92,13 +86,10 @@ def test_fewer_labels_are_the_same_ones(config: Config, tmp_path: Path) -> None:
     assert len(neither.train) < len(whole.train)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_capabilities(config: Config, tmp_path: Path, count: int) -> None:
-    data = changed_data(config, tmp_path, max_capabilities=count)
-    assert all(len(task.capabilities) == count for task in data.taxonomy.tasks.values())
-
-
-def test_merged_tasks_are_one_with_all_capabilities(config: Config, tmp_path: Path) -> None:
+def test_fewer_capabilities_and_tasks(config: Config, tmp_path: Path) -> None:
+    for count in (0, 1):
+        data = changed_data(config, tmp_path, max_capabilities=count)
+        assert all(len(task.capabilities) == count for task in data.taxonomy.tasks.values())
     apart, data = load_splits(config), changed_data(config, tmp_path, merge_tasks=True)
     names = {f"{task}_{name}" for task, each in apart.taxonomy.tasks.items() for name in each.capabilities}
     assert {task: set(each.capabilities) for task, each in data.taxonomy.tasks.items()} == {MERGED: names}
@@ -108,6 +99,8 @@ def test_a_clean_condition_reads_the_files_as_they_are(config: Config, tmp_path:
     assert prepared(config, {"flip_scores": 0.0, "router.threshold": 0.4}, tmp_path).data == config.data
     with pytest.raises(ConfigError, match="unknown change 'flip'"):
         prepared(config, {"flip": 0.1}, tmp_path)
+    with pytest.raises(ConfigError, match=r"between 0 and 0\.5"):
+        prepared(config, {"flip_scores": 0.9}, tmp_path)
 
 
 def test_without_files_the_data_are_the_testbed(tmp_path: Path) -> None:
@@ -116,11 +109,6 @@ def test_without_files_the_data_are_the_testbed(tmp_path: Path) -> None:
     assert {group.source for group in data.test} == {"testbed"}
     assert all(group.annotators for group in data.train)
     assert not any(group.annotators for group in data.test), "gold labels"
-
-
-def test_ablations_change_what_exists(config: Config, tmp_path: Path) -> None:
-    for name, (_, changes) in _SETTINGS.items():
-        assert prepared(config, changes, tmp_path / name) != config, name
 
 
 @pytest.mark.parametrize("name", ["no_phase1", "no_phase0"])

@@ -51,6 +51,7 @@ def experiment(frozen_config: Config) -> Experiment:
 
 def test_every_method_is_measured_under_every_condition(experiment: Experiment) -> None:
     assert {"gated", "warm", "laplace", "all_labels_general", "ensemble_wco", "bagged_uwo"} <= set(default_names())
+    assert not {*ablations.NAMES, "human_grades"} & set(default_names())
     for condition in experiment.conditions.values():
         assert set(condition.accuracy) == {*default_names(), *SOME} - {"umm_rm"}, "umm_rm trains a branch"
     assert {name: c.settings for name, c in experiment.conditions.items()} == CONDITIONS
@@ -63,11 +64,6 @@ def test_noise_and_ablations_change_the_rewards(experiment: Experiment) -> None:
     for method in ("per_task", "bagged_mean", "gated", "dmoerm"):
         assert clean.length_bias[method] != noisy.length_bias[method], method
     assert clean.length_bias["no_outer"] != clean.length_bias["dmoerm"]
-
-
-def test_ablations_are_no_default_methods() -> None:
-    assert not {*ablations.NAMES, "human_grades"} & set(default_names())
-    assert set(ablations.NAMES) <= set(registered())
 
 
 def test_conditions_are_parsed() -> None:
@@ -109,6 +105,8 @@ def test_prompts_are_new(frozen_config: Config) -> None:
     assert train.isdisjoint(prompt_key(item.prompt) for item in items)
     with pytest.raises(DataError, match="that no training part has"):
         unseen_prompts(10_000, [])
+    with pytest.raises(DataError, match="cannot be estimated from 1 samples"):
+        measure_best_of_n(frozen_config, {0: from_testbed(items[:1], 1)}, {"clean": {}}, [], ns=[1, 2])
 
 
 def test_equal_samples_are_scored_once_and_counted_as_drawn() -> None:
@@ -153,8 +151,3 @@ def test_chunks_score_as_one_query_does(frozen_config: Config, samples: list[Sam
     (whole,) = suite.score([samples[0].query], keep=False)
     for method, rewards in scored.rewards.items():
         np.testing.assert_allclose(whole.rewards[method][samples[0].index], rewards, rtol=1e-3, atol=1e-4)
-
-
-def test_an_invalid_n_is_refused(frozen_config: Config, samples: list[Samples]) -> None:
-    with pytest.raises(DataError, match="cannot be estimated from 100 samples"):
-        measure_best_of_n(frozen_config, {0: samples}, {"clean": {}}, choose_methods(["general"]), ns=[1, 101])

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations
 from random import Random
 
 import numpy as np
@@ -23,7 +23,7 @@ from evidence.testbed import (
     prompts,
     sample_responses,
 )
-from evidence.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
+from evidence.testbed.annotators import TEMPERATURES, agreement, calibrate
 from evidence.testbed.compose import fill
 from evidence.testbed.evidence import COUNTED_WORDS, evidence, families_of
 from evidence.testbed.phrases import FAMILIES
@@ -55,17 +55,6 @@ def agreeing(task: str, name: str) -> float:
     return float(np.mean(same))
 
 
-def pooled(task: str, n_prompts: int, n: int) -> list[tuple[str, float]]:
-    """(response, gold reward) of fresh samples over several prompts."""
-    items = prompts(task, n_prompts, seed=5)
-    return [(text, gold_reward(task, item.prompt, text)) for item in items for text in sample_responses(item, n, 3)]
-
-
-def test_same_seed_same_groups_and_another_seed_others():
-    assert generate(5, 3, seed=4) == generate(5, 3, seed=4)
-    assert generate(5, 3, seed=4) != generate(5, 3, seed=5)
-
-
 def test_python_hash_salt_changes_nothing():
     program = "from evidence.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
     runs = {
@@ -74,8 +63,9 @@ def test_python_hash_salt_changes_nothing():
         .strip()
         for salt in ("1", "2")
     }
-    assert len(runs) == 1
-    assert "testbed-0-roleplay" in runs.pop()
+    (text,) = runs
+    assert "testbed-0-roleplay" in text
+    assert generate(3, 2) != generate(3, 2, seed=1)
 
 
 def test_groups_are_native_rows_with_every_label():
@@ -192,13 +182,6 @@ def test_two_annotators_agree_as_people_do(task: str):
 
 
 @each_task
-def test_annotators_follow_bradley_terry(task: str):
-    rng, gap = Random(0), 0.1
-    wins = np.mean([overall_grade(0.5, task, rng) > overall_grade(0.5 - gap, task, rng) for _ in range(20_000)])
-    assert wins == pytest.approx(1 / (1 + np.exp(-gap / TEMPERATURES[task])), abs=0.015)
-
-
-@each_task
 def test_temperatures_are_the_calibrated_ones(task: str):
     gaps = [g.scores[i] - g.scores[j] for g in golden(task) for i, j in combinations(range(4), 2)]
     assert calibrate(gaps) == pytest.approx(TEMPERATURES[task], rel=0.15)
@@ -219,23 +202,11 @@ def test_tasks_want_conflicting_things():
         counts = [evidence(group.prompt, text)[name] for group in golden(task) for text in group.responses]
         return float(np.corrcoef(counts, [score for group in golden(task) for score in group.scores])[0, 1])
 
-    assert worth("chitchat", "warmth") > 0.15 > -0.1 > worth("objective_qa", "warmth")
-    assert worth("subjective_qa", "viewpoint") > 0.15 > -0.1 > worth("objective_qa", "viewpoint")
-    assert worth("subjective_qa", "fact") > 0.15 > -0.1 > worth("text_creation", "fact")
-    assert worth("text_creation", "imagery") > 0.15 > -0.1 > worth("objective_qa", "imagery")
-    assert worth("subjective_qa", "reason") > 0.15 > -0.1 > worth("chitchat", "reason")
-
-
-def test_length_is_wanted_in_one_task_and_not_in_another():
-    def worth(task: str) -> float:
-        words, reward = zip(*((len(text.split()), gold) for text, gold in pooled(task, 10, 40)), strict=True)
-        return float(np.corrcoef(words, reward)[0, 1])
-
-    assert worth("text_creation") > 0.2 > -0.1 > worth("objective_qa")
-
-
-@each_task
-def test_best_of_n_by_gold_grows_with_n(task: str):
-    reward = np.array([gold for _, gold in pooled(task, 8, 64)]).reshape(8, 64)
-    best = [reward.reshape(8, -1, n).max(axis=2).mean() for n in (1, 4, 16, 64)]
-    assert all(low + 0.01 < high for low, high in pairwise(best))
+    for wanted, name, unwanted in (
+        ("chitchat", "warmth", "objective_qa"),
+        ("subjective_qa", "viewpoint", "objective_qa"),
+        ("subjective_qa", "fact", "text_creation"),
+        ("text_creation", "imagery", "objective_qa"),
+        ("subjective_qa", "reason", "chitchat"),
+    ):
+        assert worth(wanted, name) > 0.15 > -0.1 > worth(unwanted, name), name
