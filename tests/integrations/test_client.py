@@ -24,11 +24,7 @@ from dmoerm.integrations import client as clients
 from dmoerm.integrations.verl import compute_score
 from dmoerm.schema import Message, Query
 
-TALK = [
-    {"role": "user", "content": "Hi!"},
-    {"role": "assistant", "content": "Yes?"},
-    {"role": "user", "content": "So."},
-]
+TALK = [{"role": role, "content": text} for role, text in (("user", "Hi!"), ("assistant", "Yes?"), ("user", "So."))]
 MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i in range(100)]
 
 
@@ -93,9 +89,8 @@ def test_many_queries_go_in_few_bounded_requests(kind):
     def counted(request):
         items = json.loads(request.content)["items"]
         sizes.append(sum(len(item["responses"]) for item in items))
-        assert (
-            sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < clients.MAX_CHARACTERS
-        )
+        characters = sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items)
+        assert characters < clients.MAX_CHARACTERS
         return respond(request)
 
     tools = ({"type": "function", "function": {"name": "clock", "description": "t" * (clients.MAX_CHARACTERS // 3)}},)
@@ -169,16 +164,14 @@ def test_transient_errors_are_retried(kind, fault, waits):
 
 @both
 def test_after_the_last_attempt_the_error_names_url_reason_and_hint(kind, waits):
-    with pytest.raises(
-        ServerError, match=r"http://server/v1/score: status 503: busy \(after 9 attempts\); the server is busy"
-    ):
+    said = r"http://server/v1/score: status 503: busy \(after 9 attempts\); the server is busy"
+    with pytest.raises(ServerError, match=said):
         ask(kind, failing(*[FAULTS["503"]] * 9))
     *pauses, _ = waits  # tenacity computes one more after the last attempt, and does not wait
     assert len(pauses) == 8
     assert sum(pauses) >= 20  # seconds: a server has the time to start again
-    with pytest.raises(
-        ServerError, match=r"ConnectError: refused \(after 1 attempt\); check that the server is running"
-    ):
+    said = r"ConnectError: refused \(after 1 attempt\); check that the server is running"
+    with pytest.raises(ServerError, match=said):
         ask(kind, failing(FAULTS["refused"]), retries=0)
 
 
@@ -207,13 +200,12 @@ def test_other_errors_are_not_retried(kind, reply, error, message, waits):
 
 @both
 def test_a_client_bounds_its_requests_in_flight(kind):
-    now, most, lock = 0, 0, threading.Lock()
+    now, seen, lock = [0], [], threading.Lock()
 
     def enter(change):
-        nonlocal now, most
         with lock:
-            now += change
-            most = max(most, now)
+            now[0] += change
+            seen.append(now[0])
 
     def slow(request):
         enter(1)
@@ -237,7 +229,7 @@ def test_a_client_bounds_its_requests_in_flight(kind):
     else:
         results = asyncio.run(score_all())
     assert [row[0].reward for row in results] == [q.responses[0].count("t") for q in MANY[:20]]
-    assert most == 3
+    assert max(seen) == 3
 
 
 @pytest.mark.parametrize("header", ["", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999"])

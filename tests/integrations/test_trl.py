@@ -145,7 +145,7 @@ def trained(algorithm, functions, folder, rows, steps=3):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-@pytest.mark.parametrize(("source", "conversational"), [("folder", True), ("server", True), ("folder", False)])
+@pytest.mark.parametrize(("source", "conversational"), [("folder", True), ("server", False)])
 def test_trls_trainers_accept_the_function(algorithm, source, conversational, trained_run, reward_server, tmp_path):
     path = str(trained_run.folder / "model") if source == "folder" else reward_server.url
     texts = ["How are you?", "Hi.", "Tell me more.", "What is it?"]
@@ -157,11 +157,9 @@ def test_trls_trainers_accept_the_function(algorithm, source, conversational, tr
     trainer, steps = trained(algorithm, functions, tmp_path, rows)
     assert trainer.state.global_step == len(steps) == 3
     for entry in steps:
-        assert math.isfinite(entry["reward"])
-        assert math.isfinite(entry["rewards/dmoerm/mean"])
-        assert "rewards/chat/mean" in entry
+        assert math.isfinite(entry["reward"] + entry["rewards/dmoerm/mean"])
+        assert entry.keys() >= {"rewards/chat/mean", "uncertainty"}
         assert 0 <= entry["task/chitchat"] <= 1
-        assert "uncertainty" in entry
     assert any(entry["rewards/dmoerm/std"] > 0 for entry in steps)
     assert any("chitchat/empathy" in entry for entry in steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import socket
 import time
@@ -13,6 +14,7 @@ import pytest
 from running import served
 
 from dmoerm.serving import ServingConfig, create_app
+from dmoerm.serving.monitoring import add_request_id
 from dmoerm.serving.server import protocol
 
 GOOD = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "Go away."]}]}
@@ -46,8 +48,9 @@ def fault(answer: httpx2.Response) -> dict[str, Any]:
     return error
 
 
-def item(**changes: Any) -> dict[str, Any]:
-    return {"items": [{"prompt": "Hi!", "responses": ["Hello."]} | changes]}
+def sent(**changes: Any) -> bytes:
+    """A body, with changes to its only item."""
+    return json.dumps({"items": [{"prompt": "Hi!", "responses": ["Hello."]} | changes]}).encode()
 
 
 MALFORMED = {
@@ -58,31 +61,27 @@ MALFORMED = {
     "empty": (b"", 422, ""),
     "NaN": (b'{"items": [{"prompt": NaN, "responses": ["x"]}]}', 422, "prompt"),
     "deep": (b'{"items":' + b"[" * 20_000 + b"]" * 20_000 + b"}", 400, ""),
-    "no items": (json.dumps({"items": []}).encode(), 422, "items"),
-    "no prompt": (json.dumps({"items": [{"responses": ["x"]}]}).encode(), 422, "items.0.prompt"),
-    "a wrong type": (json.dumps(item(responses="Hello.")).encode(), 422, "items.0.responses"),
-    "no responses": (json.dumps(item(responses=[])).encode(), 422, "items.0.responses"),
-    "an empty prompt": (json.dumps(item(prompt="")).encode(), 422, "is empty"),
-    "an unknown role": (json.dumps(item(prompt=[{"role": "robot", "content": "x"}])).encode(), 422, "role"),
-    "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
-    "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
-    "a misspelled field": (json.dumps(item() | {"weigths": {}}).encode(), 422, "weigths: unknown field"),
-    "a field that went": (json.dumps(item() | {"risk": 0.5}).encode(), 422, "risk: unknown field"),
-    "a misspelled field of an item": (json.dumps(item(taks="cooking")).encode(), 422, "items.0.taks: unknown field"),
-    "a field twice": (
-        b'{"items": [{"prompt": "Hi!", "responses": ["x"]}], "weights": {}, "weights": {}}',
-        422,
-        "weights: occurs twice",
-    ),
+    "no items": (b'{"items": []}', 422, "items"),
+    "no prompt": (b'{"items": [{"responses": ["x"]}]}', 422, "items.0.prompt"),
+    "a wrong type": (sent(responses="Hello."), 422, "items.0.responses"),
+    "no responses": (sent(responses=[]), 422, "items.0.responses"),
+    "an empty prompt": (sent(prompt=""), 422, "is empty"),
+    "an unknown role": (sent(prompt=[{"role": "robot", "content": "x"}]), 422, "role"),
+    "a lone surrogate": (sent(prompt="a \ud800 b"), 422, ""),
+    "an unknown task": (sent(task="cooking"), 422, "no such task"),
+    "a misspelled field": (b'{"items": [{"prompt": "a", "responses": ["b"]}], "weigths": {}}', 422, "weigths: unknown"),
+    "a field that went": (b'{"items": [{"prompt": "a", "responses": ["b"]}], "risk": 0.5}', 422, "risk: unknown field"),
+    "a misspelled field of an item": (sent(taks="cooking"), 422, "items.0.taks: unknown field"),
+    "a field twice": (b'{"items": [{"prompt": "a", "responses": ["b"]}], "items": []}', 422, "items: occurs twice"),
     "a field of an item twice": (
-        b'{"items": [{"prompt": "Hi!", "prompt": "Hi!", "responses": ["x"]}]}',
+        b'{"items": [{"prompt": "a", "prompt": "a", "responses": ["b"]}]}',
         422,
-        "prompt: occurs twice",
+        "prompt: occurs",
     ),
-    "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the limit is 8"),
-    "too many tokens": (json.dumps(item(responses=["word " * 200] * 4)).encode(), 422, "more than 600 tokens"),
-    "a long text": (json.dumps(item(prompt="word " * 2000)).encode(), 422, "tokens long"),
-    "a large body": (json.dumps(item(prompt="x" * 60_000)).encode(), 413, "more than 50000 bytes"),
+    "too many responses": (sent(responses=["x"] * 9), 422, "9 responses; the limit is 8"),
+    "too many tokens": (sent(responses=["word " * 200] * 4), 422, "more than 600 tokens"),
+    "a long text": (sent(prompt="word " * 2000), 422, "tokens long"),
+    "a large body": (sent(prompt="x" * 60_000), 413, "more than 50000 bytes"),
 }
 
 
@@ -151,18 +150,11 @@ def test_a_key_is_wanted(small):
         assert {client.get(path).status_code for path in ("/", "/health", "/ready")} == {200}
 
 
-NAMES = {
-    **dict.fromkeys(
-        ["127.0.0.1:8000", "10.1.2.3", "[::1]:8000", "localhost", "LOCALHOST:80", "dmoerm", "a.localhost."], 200
-    ),
-    **dict.fromkeys(
-        ["dmoerm.default.svc.cluster.local", "host.docker.internal:8000", "rm.example.com", "example.org"], 200
-    ),
-    **dict.fromkeys(
-        ["evil.test", "evil.test:8000", "127.0.0.1.evil.test", "evil-example.com", "[evil.test]", "rm.local.evil.test"],
-        403,
-    ),
-}
+SERVED = (
+    "127.0.0.1:8000 10.1.2.3 [::1]:8000 localhost LOCALHOST:80 dmoerm a.localhost. dmoerm.default.svc.cluster.local "
+    "host.docker.internal:8000 rm.example.com example.org"
+)
+FOREIGN = "evil.test evil.test:8000 127.0.0.1.evil.test evil-example.com [evil.test] rm.local.evil.test"
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +164,10 @@ def open_door(trained_run) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("host", NAMES)
+@pytest.mark.parametrize("host", [*SERVED.split(), *FOREIGN.split()])
 def test_without_a_key_only_names_that_cannot_be_rebound_are_served(open_door, small, asked, host):
     answer = httpx2.post(f"{open_door}/v1/score", json=GOOD, headers={"Host": host})
-    assert answer.status_code == NAMES[host]
+    assert answer.status_code == (403 if host in FOREIGN.split() else 200)
     if answer.status_code == 403:
         assert "--allow-host" in fault(answer)["message"]
         assert httpx2.get(f"{open_door}/v1/models", headers={"Host": host}).status_code == 403
@@ -246,8 +238,6 @@ def test_headers_that_do_not_arrive_close_the_connection(trained_run):
 @pytest.mark.parametrize("status", [None, 429])
 def test_what_waits_is_bounded(trained_run, status):
     """Beyond the queue's bound clients are told when to come again; those who got in are answered."""
-    import concurrent.futures
-
     chosen = {} if status is None else {"overload_status": status}
     settings = ServingConfig(queue_tokens=200, queue_requests=6, batch_tokens=64, batch_wait=0, **chosen)
     body = {"items": [{"prompt": "Hi!", "responses": ["word " * 60] * 4}]}
@@ -281,31 +271,19 @@ def test_metrics_and_logs_tell_numbers_alone(http, caplog):
     assert secret not in text + "".join(str(vars(record)) for record in caplog.records)
 
 
-def logged(caplog, ids):
-    """Return the identifiers in the access log once it has a line for each of `ids`.
-
-    A line is written just after its answer: one of an earlier test's request may come first and is passed over.
-    """
-    for _ in range(500):
-        lines = [record.request_id for record in caplog.records if record.name == "dmoerm.access"]
-        if len(found := [line for line in lines if line in ids]) >= len(ids):
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"after 5 s the log has {lines}, not {ids}")
-
-
 @pytest.mark.parametrize("sent", ["trainer-7.step_3", "", "two words", "x" * 65])
 def test_the_request_s_id_is_in_the_answer_and_in_every_line(http, caplog, sent):
     """A client's id is taken if it is harmless; otherwise the request gets a new one."""
-    from dmoerm.serving.monitoring import add_request_id
-
     caplog.set_level("INFO", "dmoerm")
     caplog.handler.addFilter(add_request_id)
     try:
         answers = [http.post("/v1/score", json=GOOD, headers={"X-Request-ID": sent}) for _ in range(2)]
         answers.append(http.post("/v1/score", content=b"{", headers={"X-Request-ID": sent}))
         ids = [answer.headers["x-request-id"] for answer in answers]
-        assert logged(caplog, ids) == ids
+        deadline, lines = time.monotonic() + 20, []
+        while len(lines) < len(ids) and time.monotonic() < deadline:  # a line is written just after its answer
+            lines = [record.request_id for record in caplog.records if getattr(record, "request_id", "") in ids]
+        assert lines == ids
     finally:
         caplog.handler.removeFilter(add_request_id)
     assert set(ids) == {sent} if sent.startswith("trainer") else len(set(ids)) == 3 and sent not in ids

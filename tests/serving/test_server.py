@@ -35,9 +35,8 @@ LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4}
 def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path):
     """SIGTERM with 12 requests in the queue: 12 answers, no new connection, and the process ends."""
     port, log = free_port(), tmp_path / "log"
-    with command(
-        trained_run.folder / "model", port, "--batch-tokens", "500", "--queue-seconds", "600", log=log
-    ) as process:
+    options = ("--batch-tokens", "500", "--queue-seconds", "600")
+    with command(trained_run.folder / "model", port, *options, log=log) as process:
         url = f"http://127.0.0.1:{port}"
         client = httpx2.Client(base_url=url, timeout=60)
         with client, concurrent.futures.ThreadPoolExecutor(12) as pool:
