@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ..model import DMoERM
+from . import protocols
 from .guard import Guard, add_handlers
-from .protocols import find_routers
 from .service import CurrentService, Service
 from .settings import ServingConfig
 
@@ -51,8 +53,10 @@ def create_app(
     quiet: Any = {"docs_url": None, "redoc_url": None}
     app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lambda _: service.running(), **quiet)
     app.state.service = service
-    for router in (*find_routers(), _state):
-        app.include_router(router)
+    for found in pkgutil.iter_modules(protocols.__path__):  # a new file there is a new protocol
+        if router := getattr(importlib.import_module(f"{protocols.__name__}.{found.name}"), "router", None):
+            app.include_router(router)
+    app.include_router(_state)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})

@@ -19,7 +19,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
@@ -82,9 +82,7 @@ class QueuedRequest:
         done: is set once all scores are there, or by an error.
         parts: what waits; empty until the request is encoded.
         turn: the time by which requests are ordered: of the arrival, then of the last part that was taken.
-        started: whether a pass has taken a part.
         routed: query and digest of its prompt, whole or cut → a score of the prompt, whose route holds for all.
-        id: the HTTP request's id.
     """
 
     def __init__(self, queries: Sequence[Query]) -> None:
@@ -135,10 +133,10 @@ class WaitingLine:
         """Return the requests of which a part waits."""
         return [request for request in self.requests if request.parts]
 
-    def add(self, request: QueuedRequest, parts: Sequence[QueuedPart]) -> None:
-        """Let parts of a request wait, before the request's other ones."""
-        request.parts.extendleft(reversed(parts))
-        self.tokens += sum(part.encoded.tokens for part in parts)
+    def add(self, request: QueuedRequest, parts: Iterable[QueuedPart]) -> None:
+        """Let the parts of a request wait."""
+        request.parts.extend(parts)
+        self.tokens += sum(part.encoded.tokens for part in request.parts)
 
     def remove(self, request: QueuedRequest) -> None:
         """Remove what is left of a request that has ended or whose client has disconnected."""
@@ -311,9 +309,9 @@ class Batcher:
             tokens = sum(each.tokens for each in encoded)
             if not request.done.done():  # else `run` has ended in the meantime
                 self._admit(priority, tokens)  # others may have entered the queue during the encoding
-                split = (chunks(ids, self.budget) for ids in encoded)
-                tasks = [query.task for query in queries]
-                line.add(request, [QueuedPart(i, *part, tasks[i]) for i, parts in enumerate(split) for part in parts])
+                split = zip(queries, (chunks(ids, self.budget) for ids in encoded), strict=True)
+                parts = (QueuedPart(i, *part, query.task) for i, (query, ps) in enumerate(split) for part in ps)
+                line.add(request, parts)
                 self._arrived.set()
             await request.done
         except asyncio.CancelledError:
@@ -436,15 +434,7 @@ class Batcher:
             rest = iter(row)
             for request, part in group:
                 scores = list(itertools.islice(rest, len(part.encoded.responses)))
-                first = request.routed.get((part.query, part.encoded.prompt_key))
-                if first is not None and any(score.task != first.task for score in scores):
-                    # another part of this pass has the same prompt and was routed otherwise: score it again, as routed
-                    for line in self.lines.values():
-                        if request in line.requests:
-                            request.turn = 0.0  # before all others
-                            line.add(request, [request.as_routed(part)])
-                    self._arrived.set()
-                elif all(math.isfinite(score.reward) for score in scores):
+                if all(math.isfinite(score.reward) for score in scores):
                     self.metrics.scored(scores)
                     request.add(part, scores)
                 else:
