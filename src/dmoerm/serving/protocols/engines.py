@@ -144,7 +144,8 @@ async def classify(request: Request, body: ClassifyRequest, service: CurrentServ
         elif not sglang:
             raise DataError("has no conversation", field="conv", hint="give one or more lists of messages")
         else:
-            texts = [_split(messages) for messages in ([sglang] if single else sglang)]
+            talks: Any = [sglang] if single else sglang
+            texts = [_split(messages) for messages in talks]
         scores = await service.score_texts(request, texts)
         outputs = [{"embedding": [score.reward], "meta_info": {"id": uuid.uuid4().hex}} for score in scores]
         return outputs[0] if single else outputs

@@ -31,12 +31,7 @@ class RerankRequest(NamedRequest):
     """A prompt as `query` with its responses: `documents`, or `texts` in Text Embeddings Inference's form."""
 
     model_config = examples(
-        {
-            "query": "How are you?",
-            "documents": ["Fine.", {"text": "No."}],
-            "top_n": 1,
-            "return_documents": True,
-        },
+        {"query": "How are you?", "documents": ["Fine.", {"text": "No."}], "top_n": 1, "return_documents": True},
         {"query": "How are you?", "texts": ["Fine, and you?", "No."], "raw_scores": True},
     )
     query: str
@@ -80,19 +75,18 @@ async def rerank(request: Request, body: RerankRequest, service: CurrentService)
     values = [score.reward if raw else sigmoid(score.reward) for score in scores]
     if body.texts is not None:
         return [{"index": i, "score": values[i]} | ({"text": texts[i]} if body.return_text else {}) for i in best]
-    as_texts = body.raw_scores is not None or request.url.path.startswith("/infinity/")
-    documents: list[Any] = [text if as_texts else {"text": text} for text in texts]
-    shown = {} if body.return_documents is False else {i: {"document": documents[i]} for i in order}
-    results = [{"index": i, "relevance_score": values[i], **shown.get(i, {})} for i in best]
-    version = "2" if request.url.path.startswith("/v2") else "1"
-    counts = usage(request)
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": values[i]} for i in best]
+    if body.return_documents is not False:
+        as_texts = body.raw_scores is not None or request.url.path.startswith("/infinity/")
+        for result, i in zip(results, best, strict=True):
+            result["document"] = texts[i] if as_texts else {"text": texts[i]}
     meta = {
-        "api_version": {"version": version},
+        "api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"},
         "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": counts["total_tokens"], "output_tokens": 0},
+        "tokens": {"input_tokens": request.state.tokens, "output_tokens": 0},
     }
-    answer = {"object": "rerank", "results": results, "data": results, "usage": counts, "meta": meta}  # Voyage: `data`
-    return header("rerank", service) | answer
+    answer = {"object": "rerank", "results": results, "data": results}  # Voyage's client reads `data`
+    return header("rerank", service) | answer | {"usage": usage(request), "meta": meta}
 
 
 @router.post("/v1/ranking")
