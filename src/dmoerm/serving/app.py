@@ -53,8 +53,8 @@ def create_app(
     quiet: Any = {"docs_url": None, "redoc_url": None}
     app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lambda _: service.running(), **quiet)
     app.state.service = service
-    for found in pkgutil.iter_modules(protocols.__path__):  # a new file there is a new protocol
-        if router := getattr(importlib.import_module(f"{protocols.__name__}.{found.name}"), "router", None):
+    for module in pkgutil.iter_modules(protocols.__path__):  # a new file there is a new protocol
+        if router := getattr(importlib.import_module(f"{protocols.__name__}.{module.name}"), "router", None):
             app.include_router(router)
     app.include_router(_state)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
