@@ -8,7 +8,6 @@ lower index.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -221,42 +220,22 @@ def unmatched_labels(queries: Iterable[Query], labels: Iterable[CapabilityLabel]
 
 
 def mismatch(
-    queries: Iterable[Query],
-    labels: Sequence[CapabilityLabel],
-    soft: bool = True,
-    inconsistent_weight: float | None = None,
-) -> tuple[str, str]:
-    """Return why none of the labels is usable for one of the groups, and a hint."""
-    if not labels:
-        return "the labels are empty", "create them with `dmoerm label`"
+    queries: Iterable[Query], labels: Sequence[CapabilityLabel], soft: bool = True, weight: float | None = None
+) -> str:
+    """Return how many labels have a group's id, its texts and a target for training, to explain why none is used.
+
+    Args:
+        soft, weight: see `CapabilityLabel.training_target`.
+    """
     digests: dict[str, set[str]] = {}
     for query in queries:
         digests.setdefault(query.id, set()).add(content_digest(query))
     known = [label for label in labels if label.group in digests]
-    if not known:
-        ids = f"the labels have ids like {labels[0].group!r}, the data like {next(iter(digests), '')!r}"
-        return f"no label has the id of a group ({ids})", "pass the data that were labeled"
-    matching = [label for label in known if label.content in digests[label.group]]
-    if not matching:
-        cause = "labels and groups have the same ids, but the groups' texts differ from those that were labeled"
-        return cause, "label the changed data, or pass the data that were labeled"
-    counts = Counter[str]()
-    for label in matching:
-        if label.training_target(soft, inconsistent_weight) is not None:
-            reason = "of the overall preference"
-        elif label.hard is not None:
-            reason = "inconsistent (the two orders disagree)"
-        else:
-            open_ = Outcome.OPEN in (label.given, label.swapped)
-            reason = "open (not answered yet)" if open_ else "without a readable answer"
-        counts[reason] += 1
-    ordered = counts.most_common()
-    return ", ".join(f"{count} {reason}" for reason, count in ordered), _HINTS[ordered[0][0]]
-
-
-_HINTS = {
-    "inconsistent (the two orders disagree)": "set inconsistent_weight above 0, or use labels with probabilities",
-    "open (not answered yet)": "finish the run with `dmoerm label`",
-    "without a readable answer": "look at the answers with `dmoerm label report`",
-    "of the overall preference": "label capabilities with `dmoerm label --taxonomy`",
-}
+    same = [label for label in known if label.content in digests[label.group]]
+    capabilities = [label for label in same if label.capability != OVERALL]
+    usable = sum(label.training_target(soft, weight) is not None for label in capabilities)
+    ids = f" (such as {labels[0].group!r}; the data has {next(iter(digests), '')!r})" if labels and not known else ""
+    return (
+        f"of {len(labels)} labels, {len(known)} have a group's id{ids}, {len(same)} also its texts, {len(capabilities)} "
+        f"of these are about a capability, {usable} with a verdict in both orders that agree or have probabilities"
+    )

@@ -33,7 +33,7 @@ from ..labeling.questions import (
 )
 from ..labeling.runner import RunStatistics, ask, collect_labels
 from ..labeling.store import AnswerStore
-from ..labels import mismatch, read_labels, unmatched_labels, write_labels
+from ..labels import read_labels, unmatched_labels, write_labels
 from ..taxonomy import load_taxonomy
 from .options import JsonFile, RowOptions, RunByDefault, grouped, lazily, note
 from .tables import screen, table
@@ -215,8 +215,7 @@ def report(
     groups = row_options.read(data)
     rows = [label for path in labels for label in read_labels(path)]
     if unmatched := unmatched_labels(groups, rows):
-        cause = f": {mismatch(groups, rows)[0]}" if unmatched == len(rows) else ""
-        note(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
+        note(f"{unmatched} of {len(rows)} labels do not match a group in the data by id and texts")
     accuracies: dict[str, float] = {}
     if consensus is not None:
         merged, accuracies = quality.merge_judges(rows)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, DataError, did_you_mean
@@ -16,7 +16,7 @@ from ..names import MAX_LENGTH, ONE_TASK, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
 from .prompt_clusters import cluster_prompts
 from .readers import ColumnMap, Reading, read_groups
-from .rows import PlacedRow, open_rows
+from .rows import open_rows
 from .values import Row, as_name
 
 MIN_PROMPTS = 10
@@ -60,7 +60,7 @@ class Proposal:
     changed: bool
     rejected: bool
     general: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def propose(
@@ -84,22 +84,37 @@ def propose(
         DataError: a source cannot be read, or fewer than `MIN_PROMPTS` prompts have an ordered pair.
     """
     rows = {source: list(open_rows(source, split)) for source in sources}
-    readings = _read(rows, format, columns)
+    whole = [row for placed in rows.values() for _, row in placed if not isinstance(row, DataError)]
+
+    def read() -> list[Reading]:
+        options: dict[str, Any] = {"format": format, "columns": columns, "on_error": "collect"}
+        return [read_groups(source, rows=placed, **options) for source, placed in rows.items()]
+
+    readings = read()
     named = any(group.task for reading in readings for group in reading.groups)
-    column = task_column or (None if named or clusters else _task_column(rows))
+    column = task_column or (None if named or clusters else _task_column(whole))
     if column:
-        known = {name for row in _whole(rows) for name in row}
+        known = {name for row in whole for name in row}
         if column not in known:
             hint = did_you_mean(column, known) or f"use one of {', '.join(sorted(known))}"
             raise ConfigError(f"--task-column: no row has the column {column!r}; {hint}")
-        for row in _whole(rows):
+        for row in whole:
             row["task"] = _task_of(row, column)
-        readings = _read(rows, format, columns)
-    _check_pairs(readings, sources)
-    read = [group for reading in readings for group in reading.groups]
-    groups, tasks_from = read, f"the column `{column}`" if column else "the data"
+        readings = read()
+    groups = given = [group for reading in readings for group in reading.groups]
+    if (ordered := _prompts(groups, _ordered)) < MIN_PROMPTS:
+        if bad := [reading.bad[0] for reading in readings if reading.bad and not reading.groups]:
+            raise bad[0]
+        hint = (
+            f"at least {MIN_PROMPTS} are needed, some of them held out; `dmoerm data check` counts what the file holds"
+        )
+        message = f"{ordered} prompts have two responses of which one is preferred"
+        raise DataError(message, file=", ".join(sources), hint=hint)
+    tasks_from = f"the column `{column}`" if column else "the data"
     if not column and not named:
-        groups, tasks_from = _clustered(read, clusters)
+        groups = _clustered(groups, clusters)
+        alike = any(group.task == ONE_TASK for group in groups)
+        tasks_from = "default: the prompts are alike" if alike else "clusters of the prompts' words"
     notes = list[str]()
     for reading in readings:
         if reading.bad:
@@ -108,47 +123,29 @@ def propose(
         notes += [f"left out: {reason} ({count})" for reason, count in reading.skipped.items()]
     kept = _without_rare(groups, notes)
     one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
-    same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
+    same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in given]
     changed = bool(column) or not same or any(reading.bad for reading in readings)
     rejected = any(reading.bad or any(r.startswith("row:") for r in reading.skipped) for reading in readings)
     formats = [reading.format for reading in readings]
     return Proposal(kept, formats, tasks_from, one_task, changed, rejected, _general(kept, formats), notes)
 
 
-def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
-    options: dict[str, Any] = {"format": format, "columns": columns, "on_error": "collect"}
-    return [read_groups(source, rows=placed, **options) for source, placed in rows.items()]
-
-
-def _check_pairs(readings: Sequence[Reading], sources: Sequence[str]) -> None:
-    ordered = _prompts((group for reading in readings for group in reading.groups), _ordered)
-    if ordered >= MIN_PROMPTS:
-        return
-    for reading in readings:
-        if reading.bad and not reading.groups:
-            raise reading.bad[0]
-    hint = f"at least {MIN_PROMPTS} are needed, some of them held out; `dmoerm data check` counts what the file holds"
-    message = f"{ordered} prompts have two responses of which one is preferred"
-    raise DataError(message, file=", ".join(sources), hint=hint)
-
-
 def _prompts(groups: Iterable[Group], chosen: Callable[[Group], Any]) -> int:
     return len({prompt_key(group.prompt) for group in groups if chosen(group)})
 
 
-def _task_column(rows: Mapping[str, Sequence[PlacedRow]]) -> str | None:
+def _ordered(group: Group) -> bool:
+    return bool(group.pairs() or (group.grades is None and any(map(group.pairs, group.capabilities))))
+
+
+def _task_column(rows: Sequence[Row]) -> str | None:
     """Return the first of `TASK_COLUMNS` that nearly all rows have, with few values."""
-    whole = _whole(rows)
     for name in TASK_COLUMNS:
-        values = Counter(row[name] for row in whole if isinstance(row.get(name), str) and row[name].strip())
+        values = Counter(row[name] for row in rows if isinstance(row.get(name), str) and row[name].strip())
         common = [count for count in values.values() if count >= MIN_PROMPTS]
-        if 1 < len(values) <= _MAX_VALUES and len(common) > 1 and values.total() >= _COVERED * len(whole):
+        if 1 < len(values) <= _MAX_VALUES and len(common) > 1 and values.total() >= _COVERED * len(rows):
             return name
     return None
-
-
-def _whole(rows: Mapping[str, Sequence[PlacedRow]]) -> list[dict[str, Any]]:
-    return [row for placed in rows.values() for _, row in placed if not isinstance(row, DataError)]
 
 
 def _task_of(row: Row, column: str) -> str | None:
@@ -158,15 +155,13 @@ def _task_of(row: Row, column: str) -> str | None:
     return f"{name}_" if name in RESERVED_TASKS else name if text else None
 
 
-def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], str]:
+def _clustered(groups: Sequence[Group], clusters: int | None) -> list[Group]:
     texts = {
         prompt_key(group.prompt): "\n".join(t.text for t in messages_of(group.prompt) if t.role != "assistant")
         for group in groups
     }
     names = dict(zip(texts, cluster_prompts(list(texts.values()), MIN_PROMPTS, clusters), strict=True))
-    alike = ONE_TASK in names.values()
-    source = "default: the prompts are alike" if alike else "clusters of the prompts' words"
-    return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups], source
+    return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups]
 
 
 def _general(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
@@ -184,35 +179,27 @@ def _general(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
 
 def _without_rare(groups: Sequence[Group], notes: list[str]) -> list[Group]:
     """Join tasks with too few prompts in one, and remove capabilities with too few; add to the notes."""
-    kept = _with_large_tasks(groups, notes)
-    rare: dict[tuple[str, str], int] = {}
-    for task in dict.fromkeys(group.task for group in kept if group.task):
-        members = [group for group in kept if group.task == task]
-        for name in {name for group in members for name in group.capabilities}:
+    by_task: dict[str | None, list[Group]] = {}
+    for group in groups:
+        by_task.setdefault(group.task, []).append(group)
+    small = {task for task in by_task if task and _prompts(by_task[task], _ordered) < MIN_PROMPTS}
+    if small:
+        total = _prompts((g for g in groups if g.task in small or g.task == _OTHERS), _ordered)
+        target = _OTHERS if total >= MIN_PROMPTS else None
+        where = f"the task {_OTHERS}" if target else "no task: the router decides"
+        notes.append(f"tasks with fewer than {MIN_PROMPTS} prompts have {where} ({', '.join(sorted(small))})")
+        groups = [group.model_copy(update={"task": target}) if group.task in small else group for group in groups]
+    rare = set[tuple[str | None, str]]()
+    for task in dict.fromkeys(group.task for group in groups if group.task):
+        members = [group for group in groups if group.task == task]
+        for name in dict.fromkeys(name for group in members for name in group.capabilities):
             if (count := _prompts(members, lambda group, name=name: group.pairs(name))) < MIN_PROMPTS:
-                rare[task, name] = count
-    notes += [f"{task}: the capability {name} is left out ({count} prompts)" for (task, name), count in rare.items()]
+                rare.add((task, name))
+                notes.append(f"{task}: the capability {name} is left out ({count} prompts)")
     reduced = []
-    for group in kept:
+    for group in groups:
         left = {name: grades for name, grades in group.capabilities.items() if (group.task, name) not in rare}
-        if left != group.capabilities:
-            group = group.model_copy(update={"capabilities": left})
+        group = group if left == group.capabilities else group.model_copy(update={"capabilities": left})
         if group.grades is not None or group.capabilities:
             reduced.append(group)
     return reduced
-
-
-def _with_large_tasks(groups: Sequence[Group], notes: list[str]) -> list[Group]:
-    tasks = {group.task for group in groups if group.task}
-    small = {task for task in tasks if _prompts((g for g in groups if g.task == task), _ordered) < MIN_PROMPTS}
-    if not small:
-        return list(groups)
-    total = _prompts((g for g in groups if g.task in small or g.task == _OTHERS), _ordered)
-    target = _OTHERS if total >= MIN_PROMPTS else None
-    where = f"the task {_OTHERS}" if target else "no task: the router decides"
-    notes.append(f"tasks with fewer than {MIN_PROMPTS} prompts have {where} ({', '.join(sorted(small))})")
-    return [group.model_copy(update={"task": target}) if group.task in small else group for group in groups]
-
-
-def _ordered(group: Group) -> bool:
-    return bool(group.pairs() or (group.grades is None and any(map(group.pairs, group.capabilities))))

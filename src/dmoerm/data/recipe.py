@@ -51,9 +51,8 @@ def choose_recipe(groups: Sequence[Group], cores: int, gpu: str | None, own_back
         gpu: its name; None without a GPU.
         own_backbone: the backbone is not the bundled one, so the number of its layers is unknown.
     """
-    sizes = _sizes(groups)
-    machine = gpu or f"{cores} CPU core{'s' * (cores > 1)}, no GPU"
-    extends, reason = "frozen", f"heads on a frozen backbone suit {machine}"
+    sizes = Counter(group.task for group in groups if group.task)
+    extends, reason = "frozen", f"heads on a frozen backbone suit {gpu or f'{cores} CPU cores, no GPU'}"
     if gpu and min(sizes.values()) >= _FINETUNE_GROUPS:
         extends, reason = "finetune", f"each task has {_FINETUNE_GROUPS} groups or more, and there is a GPU"
     elif gpu or own_backbone:
@@ -72,18 +71,19 @@ def choose_recipe(groups: Sequence[Group], cores: int, gpu: str | None, own_back
     return ProposedRecipe(extends, reason, (fits or _LENGTHS[-1:])[0], kept, max(round(minutes * share), 1))
 
 
-def _sizes(groups: Sequence[Group]) -> dict[str, int]:
-    return dict(sorted(Counter(group.task for group in groups if group.task).items()))
-
-
 def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[str, object]) -> str:
     """Return a commented config.
 
     Args:
         settings: `output`, `taxonomy`, and some of `data` and `backbone` as `a.b`; None: not written.
     """
+
+    def section(name: str) -> list[str]:
+        keys = [key for key, value in settings.items() if key.startswith(f"{name}.") and value is not None]
+        return [f"{name}:", *(f"  {key.removeprefix(f'{name}.')}: {_yaml(settings[key])}" for key in keys)]
+
     minutes = f"{recipe.minutes:,} minute{'s' * (recipe.minutes != 1)}"
-    sizes = ", ".join(f"{task} ({size})" for task, size in _sizes(proposal.groups).items())
+    counts = sorted(Counter(group.task for group in proposal.groups if group.task).items())
     lines = [
         f"# Written by `dmoerm init` for {len(proposal.groups):,} groups. Every setting: docs/settings.md.",
         *(f"# Note: {note}." for note in proposal.notes),
@@ -94,22 +94,17 @@ def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[st
         f"output: {_yaml(settings['output'])}",
         "# Titles and rubrics of the tasks, which an LLM judge reads (`dmoerm label`).",
         f"taxonomy: {_yaml(settings['taxonomy'])}",
-        *_section("data", settings),
-        f"  # Tasks by {proposal.tasks_from}: {sizes}.",
+        *section("data"),
+        f"  # Tasks by {proposal.tasks_from}: {', '.join(f'{task} ({size})' for task, size in counts)}.",
         "  # The share of each task's prompts that measures the model and is never trained on.",
         "  test_fraction: 0.3",
     ]
     if recipe.groups_per_task:
         lines.append(f"  # For a run of about {MINUTES} minutes; null trains on all groups.")
         lines.append(f"  groups_per_task: {recipe.groups_per_task}")
-    lines += _section("backbone", settings) if settings.get("backbone.path") else []
+    lines += section("backbone") if settings.get("backbone.path") else []
     lines += ["encoding:", "  # Tokens of a prompt with a response. The middle of longer prompts is cut."]
     return "\n".join([*lines, f"  max_length: {recipe.max_length}"]) + "\n"
-
-
-def _section(name: str, settings: Mapping[str, object]) -> list[str]:
-    inside = {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
-    return [f"{name}:", *(f"  {key}: {_yaml(value)}" for key, value in inside.items() if value is not None)]
 
 
 def _yaml(value: object) -> str:

@@ -127,7 +127,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     )
 
 
-class _Known(NamedTuple):
+class _GroupFacts(NamedTuple):
     """What the split needs to know of a group."""
 
     task: str  # "" for none
@@ -145,7 +145,7 @@ class _Reader:
         self._attach = attaching(self._labels, self._data.soft_labels, self._data.inconsistent_weight)
         self._labeled = False
         self._same: dict[frozenset[str], frozenset[str]] = {}  # groups with the same capabilities share one object
-        self.known: list[_Known] = []
+        self.known: list[_GroupFacts] = []
         self.skipped, self.unknown_columns = Counter[str](), Counter[str]()
 
     def prompts(self, rows: Sequence[int]) -> list[TaskPrompt]:
@@ -169,7 +169,7 @@ class _Reader:
             names = frozenset({**group.capabilities, **group.judge_labels})
             prompt = digest(self._seed, prompt_key(group.prompt))
             task, names = sys.intern(group.task or ""), self._same.setdefault(names, names)
-            self.known.append(_Known(task, prompt, names, group.grades is not None))
+            self.known.append(_GroupFacts(task, prompt, names, group.grades is not None))
             self._writer.append(group)
 
         paths = [data.located(file) for file in getattr(data, setting)]
@@ -192,14 +192,14 @@ class _Reader:
         groups = self._writer.finish()
         if self._data.capability_labels and not self._labeled:
             options = self._data.soft_labels, self._data.inconsistent_weight
-            cause, hint = mismatch(groups.select(labeled), self._labels, *options)
-            files = list(self._data.capability_labels)
-            raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=files, hint=hint)
+            message = f"no label is usable: {mismatch(groups.select(labeled), self._labels, *options)}"
+            hint = "name the data that were labeled; `dmoerm label report` shows the labels"
+            raise DataError(message, field="data.capability_labels", hint=hint)
         return groups
 
 
 def _unknown_names(
-    known: Sequence[_Known], rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
+    known: Sequence[_GroupFacts], rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
 ) -> set[tuple[str, str]]:
     """Return (task, capability) that the taxonomy lacks and on which the groups order no pair.
 

@@ -70,17 +70,29 @@ def data_statistics(
         summaries.append(
             {"source": str(source), "format": reading.format or None, "rows": reading.rows}
             | {"groups": len(reading.groups), "bad": len(reading.bad)}
-            | {name: dict(getattr(reading, name)) for name in ("skipped", "unknown_columns")}
+            | {"skipped": dict(reading.skipped), "unknown_columns": dict(reading.unknown_columns)}
         )
     by_task: dict[str, list[Group]] = {}
-    for group in groups:
+    for group in sorted(groups, key=lambda group: group.task or NO_TASK):
         by_task.setdefault(group.task or NO_TASK, []).append(group)
-    by_task = dict(sorted(by_task.items()))
+    capabilities = dict[str, dict[str, Any]]()
+    for task_name, members in by_task.items():
+        names = sorted({name for group in members for name in group.capabilities})
+        graded = {name: [(g, g.capabilities[name]) for g in members if name in g.capabilities] for name in names}
+        capabilities[task_name] = {name: {"groups": len(g), **_pair_counts(g)} for name, g in graded.items()}
     return {
         "schema": 1,
         "sources": summaries,
-        "tasks": {task: _task_counts(members) for task, members in by_task.items()},
-        "capabilities": {task: _capability_counts(members) for task, members in by_task.items()},
+        "tasks": {
+            task: {
+                "groups": len(members),
+                "prompts": len({prompt_key(group.prompt) for group in members}),
+                "responses": sum(len(group.responses) for group in members),
+                **_pair_counts((group, group.grades) for group in members),
+            }
+            for task, members in by_task.items()
+        },
+        "capabilities": capabilities,
         "lengths": _lengths(by_task, tokenizer),
         "agreement": {task: values for task, members in by_task.items() if (values := _agreement(members))},
         "truncation": encode
@@ -93,21 +105,6 @@ def data_statistics(
             for error in bad
         ],
     }
-
-
-def _task_counts(groups: list[Group]) -> dict[str, Any]:
-    return {
-        "groups": len(groups),
-        "prompts": len({prompt_key(group.prompt) for group in groups}),
-        "responses": sum(len(group.responses) for group in groups),
-        **_pair_counts((group, group.grades) for group in groups),
-    }
-
-
-def _capability_counts(groups: list[Group]) -> dict[str, Any]:
-    names = sorted({name for group in groups for name in group.capabilities})
-    graded = {name: [(g, g.capabilities[name]) for g in groups if name in g.capabilities] for name in names}
-    return {name: {"groups": len(grades), **_pair_counts(grades)} for name, grades in graded.items()}
 
 
 def _pair_counts(graded: Iterable[tuple[Group, Grades | None]]) -> dict[str, Any]:
