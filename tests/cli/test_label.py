@@ -226,12 +226,12 @@ def one_label(tmp_path) -> Path:
     return out
 
 
-def test_a_report_on_other_data_names_the_cause(data, one_label, write_rows) -> None:
+def test_a_report_on_other_data_counts_what_does_not_match(data, one_label, write_rows) -> None:
     rows, _ = data
     assert "do not match" not in run("label", "report", one_label, "--data", rows).output
     other = write_rows([{**json.loads(rows.read_text().splitlines()[0]), "prompt": "Another."}], "other.jsonl")
     result = run("label", "report", one_label, "--data", other)
-    assert "1 of 1 labels do not match a group in the data: labels and groups have the same ids, but" in result.output
+    assert "1 of 1 labels do not match a group in the data by id and texts" in result.output
 
 
 def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_path) -> None:
