@@ -237,5 +237,6 @@ def mismatch(
     ids = f" (such as {labels[0].group!r}; the data has {next(iter(digests), '')!r})" if labels and not known else ""
     return (
         f"of {len(labels)} labels, {len(known)} have a group's id{ids}, {len(same)} also its texts, "
-        f"{len(capabilities)} of these are about a capability, {usable} with a verdict in both orders that agree or have probabilities"
+        f"{len(capabilities)} of these are about a capability, {usable} with a verdict in both orders that agree or "
+        "have probabilities"
     )
