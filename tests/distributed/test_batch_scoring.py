@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,35 +35,22 @@ ACTOR = "MapWorker(MapBatches(_Actor)).submit"
 
 def write_inputs(folder: Path, count: int, files: int = 4) -> str:
     """`count` short rows over some files, blank lines among them; the files' pattern."""
-    texts = [(group.prompt, list(group.responses)[:2]) for group in tiny_groups(12)]
+    texts = [(str(group.prompt)[:40], [text[:40] for text in group.responses[:2]]) for group in tiny_groups(12)]
+    rows = [(i, *texts[i % len(texts)]) for i in range(count)]
+    lines = [json.dumps({"id": f"row {i}", "prompt": f"{i} {prompt}", "responses": r}) for i, prompt, r in rows]
     folder.mkdir()
     for number in range(files):
-        rows = range(number * count // files, (number + 1) * count // files)
-        actual = [texts[i % len(texts)] for i in rows]
-        lines = [
-            json.dumps(
-                {"id": f"row {i}", "prompt": f"{i} {str(prompt)[:40]}", "responses": [r[:40] for r in responses]}
-            )
-            for i, (prompt, responses) in zip(rows, actual, strict=True)
-        ]
-        (folder / f"{number}.jsonl").write_text("\n\n".join(lines) + "\n")
+        chosen = lines[number * count // files : (number + 1) * count // files]
+        (folder / f"{number}.jsonl").write_text("\n\n".join(chosen) + "\n")
     return str(folder / "*.jsonl")
 
 
-def streamed(model: Path, pattern: str) -> Iterator[dict[str, Any]]:
-    """The rows of the streaming path."""
-    for file in matching(pattern):
-        yield from open_model(str(model)).rows(read_queries(file))
-
-
-def written(output: Path) -> list[dict[str, Any]]:
-    """The rows of all parts, in order."""
+def assert_streamed(output: Path, model: str, pattern: str) -> None:
+    """The parts, in order, have the rows of the streaming path."""
     manifest = json.loads((output / "manifest.json").read_text())
     tables = [parquet.read_table(output / part["part"]) for part in manifest["parts"]]
-    return [row for table in tables for row in table.to_pylist(maps_as_pydicts="strict")]
-
-
-def assert_same_rows(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    actual = [row for table in tables for row in table.to_pylist(maps_as_pydicts="strict")]
+    expected = [row for file in matching(pattern) for row in open_model(model).rows(read_queries(file))]
     assert [row["id"] for row in actual] == [row["id"] for row in expected]
     for item, other in zip(actual, expected, strict=True):
         assert list(item) == list(other)
@@ -77,29 +64,34 @@ def job(pattern: str, output: Path, **settings: Any) -> Any:
     return ScoringJob(scorer="tiny", input=pattern, output=str(output), **settings)
 
 
+def score_during(kill: Callable[[], object], scoring_job: Any, model: str) -> dict[str, Any]:
+    """Score while another thread kills something; return the manifest."""
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        manifest = score_on_ray(scoring_job, functools.partial(open_model, model))
+        killed.result()
+    return manifest
+
+
+@pytest.fixture
+def model(trained_run: Any) -> str:
+    return str(trained_run.folder / "model")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2_000, 20_000])
-def test_a_killed_actor_costs_no_row_and_doubles_none(
-    nodes: Nodes, trained_run: Any, tmp_path: Path, count: int
-) -> None:
-    model, output = trained_run.folder / "model", tmp_path / "out"
-    pattern = write_inputs(tmp_path / "rows", count)
-    killed: list[int] = []
+def test_a_killed_actor_costs_no_row_and_doubles_none(nodes: Nodes, model: str, tmp_path: Path, count: int) -> None:
+    output, pattern = tmp_path / "out", write_inputs(tmp_path / "rows", count)
 
     def kill() -> None:
         wait_until(lambda: len(list(output.glob("part-*"))) >= 4, "no part")
-        killed.extend(wait_until(lambda: nodes.running(ACTOR), "no actor at work"))
-        os.kill(killed[0], signal.SIGKILL)
+        os.kill(wait_until(lambda: nodes.running(ACTOR), "no actor at work")[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_model, str(model)))
-    killer.join()
-    assert killed
+    manifest = score_during(kill, job(pattern, output, shard_rows=100), model)
     assert (manifest["queries"], manifest["left_out"]) == (count, 0)
     parts = {f"part-{i:05}.parquet" for i in range(count // 100)}
     assert {file.name for file in output.iterdir()} == parts | {"plan.json", "manifest.json"}
-    assert_same_rows(written(output), list(streamed(model, pattern)))
+    assert_streamed(output, model, pattern)
 
 
 DRIVER = """
@@ -114,10 +106,9 @@ score_on_ray(job, functools.partial(open_model, {model!r}))
 
 
 @pytest.mark.slow
-def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
-    model, output = trained_run.folder / "model", tmp_path / "out"
-    pattern = write_inputs(tmp_path / "rows", 2_000)
-    code = DRIVER.format(address=nodes.address, pattern=pattern, output=str(output), model=str(model))
+def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, model: str, tmp_path: Path) -> None:
+    output, pattern = tmp_path / "out", write_inputs(tmp_path / "rows", 2_000)
+    code = DRIVER.format(address=nodes.address, pattern=pattern, output=str(output), model=model)
     driver = subprocess.Popen([sys.executable, "-c", code])
     wait_until(lambda: len(list(output.glob("part-*"))) >= 3 or driver.poll(), "no part")
     driver.send_signal(signal.SIGKILL)
@@ -125,38 +116,31 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
     wait_until(lambda: not nodes.running("MapWorker"), "the killed driver's actors go on")
     assert not (output / "manifest.json").exists()
     before = {part: part.stat().st_mtime_ns for part in output.glob("part-*")}
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model)))
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, model))
     assert {part: part.stat().st_mtime_ns for part in before} == before
-    assert_same_rows(written(output), list(streamed(model, pattern)))
+    assert_streamed(output, model, pattern)
 
 
 @pytest.mark.slow
-def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
+def test_a_killed_node_costs_no_row(nodes: Nodes, model: str, tmp_path: Path) -> None:
     """The one that is left has room for one actor, and takes over what the other one had."""
-    model, output = trained_run.folder / "model", tmp_path / "out"
-    pattern = write_inputs(tmp_path / "rows", 12_000)  # long enough for a second actor to begin
-    killed: list[Any] = []
+    output, pattern = tmp_path / "out", write_inputs(tmp_path / "rows", 12_000)  # until a second actor begins
 
     def kill() -> None:
         wait_until(lambda: nodes.running(ACTOR, nodes.second), "no actor on the second node")
         nodes.kill(nodes.second)
-        killed.append(nodes.second)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model)))
-    killer.join()
-    assert killed
+    score_during(kill, job(pattern, output, shard_rows=50), model)
     nodes.second = nodes.add()
-    assert_same_rows(written(output), list(streamed(model, pattern)))
+    assert_streamed(output, model, pattern)
 
 
 @pytest.mark.slow
-def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
+def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, model: str, tmp_path: Path) -> None:
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": " ", "responses": ["a"]}) + "\n")
-    opened = functools.partial(open_model, str(trained_run.folder / "model"))
+    opened = functools.partial(open_model, model)
     with pytest.raises(DataError, match=r"0\.jsonl:80: prompt: is empty"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
     with pytest.raises(ConfigError, match="scores of another job"):
@@ -179,33 +163,26 @@ class Here:
         return types.SimpleNamespace(remote=function)
 
 
-def other_text(folder: Path) -> None:
-    file = folder / "1.jsonl"
-    file.write_text(file.read_text() * 2)
+def rewrite(folder: Path) -> None:
+    """Same size, another time."""
+    (folder / "1.jsonl").write_text((folder / "1.jsonl").read_text().replace("row", "ROW"))
+    os.utime(folder / "1.jsonl", (1, 1))
 
 
-def same_size(folder: Path) -> None:
-    file = folder / "1.jsonl"
-    file.write_text(file.read_text().replace("row", "ROW"))
-    os.utime(file, (1, 1))
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "longer": lambda folder: (folder / "1.jsonl").write_text((folder / "1.jsonl").read_text() * 2),
+    "same size": rewrite,
+    "one more": lambda folder: shutil.copy(folder / "0.jsonl", folder / "1a.jsonl"),
+    "one less": lambda folder: (folder / "1.jsonl").unlink(),
+}
 
 
-def one_more(folder: Path) -> None:
-    shutil.copy(folder / "0.jsonl", folder / "1a.jsonl")
-
-
-def one_less(folder: Path) -> None:
-    (folder / "1.jsonl").unlink()
-
-
-@pytest.mark.parametrize("change", [other_text, same_size, one_more, one_less])
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_what_was_begun_goes_on_with_the_same_files_alone(
-    tmp_path: Path, prefix: str, change: Callable[[Path], None]
-) -> None:
+def test_what_was_begun_goes_on_with_the_same_files_alone(tmp_path: Path, prefix: str, change: str) -> None:
     scoring_job = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
     shards = _plan_shards(Here, scoring_job)
     assert _plan_shards(Here, scoring_job) == shards
-    change(tmp_path / "rows")
+    CHANGES[change](tmp_path / "rows")
     with pytest.raises(ConfigError, match=r"rows/1a?\.jsonl: has changed since .*out was started"):
         _plan_shards(Here, scoring_job)

@@ -21,6 +21,8 @@ from dmoerm.config import Config, dump_config
 pytest.importorskip("ray", reason="ray is not installed; run: make install")
 pytestmark = pytest.mark.slow
 
+ON_RAY = ("--engine", "ray")
+ROWS = [{"id": f"row {i}", "prompt": g.prompt, "responses": list(g.responses)} for i, g in enumerate(tiny_groups(6))]
 SMALL = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000", "OMP_NUM_THREADS": "1"}
 
 
@@ -43,57 +45,48 @@ def test_train_on_ray_leaves_a_run(tiny_config: Callable[..., Config], tmp_path:
 
 @pytest.mark.parametrize("more", [(), ("--best",)])
 def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    for number, group in enumerate(tiny_groups(6)):
-        row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
-        (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
-    files = ("--input", folder / "*.jsonl", "--json", tmp_path / "found.json")
-    command_line = ("score", trained_run.folder, *files, *more)
-    run(*command_line, "--output", tmp_path / "here.parquet")
-    here = json.loads((tmp_path / "found.json").read_text())
-    on_ray = ("--output", tmp_path / "there", "--engine", "ray")
-    run(*command_line, *on_ray)
-    there = json.loads((tmp_path / "found.json").read_text())
-    kept = ("model", "queries", "responses", "tasks", "left_out")
-    assert {name: here[name] for name in kept} == {name: there[name] for name in kept}
-    parts = [part["part"] for part in json.loads((tmp_path / "there" / "manifest.json").read_text())["parts"]]
-    tables = [parquet.read_table(tmp_path / "there" / part) for part in parts]
-    local = parquet.read_table(tmp_path / "here.parquet")
-    assert {table.schema for table in tables} == {local.schema}
-    rows = [row for table in tables for row in table.to_pylist()]
-    for result, expected in zip(rows, local.to_pylist(), strict=True):
-        assert result["id"] == expected["id"]
-        assert result["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
-        assert result.get("chosen") == expected.get("chosen")
+    (tmp_path / "rows").mkdir()
+    for number, row in enumerate(ROWS):
+        (tmp_path / "rows" / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
+    files = ("--input", tmp_path / "rows" / "*.jsonl", "--json", tmp_path / "found.json")
+    command_line, on_ray = ("score", trained_run.folder, *files, *more), ("--output", tmp_path / "there", *ON_RAY)
+    summaries = []
+    for options in (("--output", tmp_path / "here.parquet"), on_ray):
+        run(*command_line, *options)
+        summary = json.loads((tmp_path / "found.json").read_text())
+        summaries.append({name: summary[name] for name in ("model", "queries", "responses", "tasks", "left_out")})
+    assert summaries[0] == summaries[1]
+    assert_same_rows(fsspec.filesystem("file"), str(tmp_path))
     done = run(*command_line, "--weight", "empathy=2", *on_ray, code=1)
     assert "scores of another job" in done.stderr
 
 
+def assert_same_rows(store: Any, folder: str) -> None:
+    """The folder `there` has the rows of `here.parquet`."""
+
+    def table(name: str) -> pyarrow.Table:
+        with store.open(f"{folder}/{name}", "rb") as file:
+            return parquet.read_table(file)
+
+    with store.open(f"{folder}/there/manifest.json", "rb") as file:
+        tables, local = [table(f"there/{part['part']}") for part in json.load(file)["parts"]], table("here.parquet")
+    assert {part.schema for part in tables} == {local.schema}
+    rows, expected = [row for part in tables for row in part.to_pylist()], local.to_pylist()
+    assert [row["id"] for row in rows] == [row["id"] for row in expected] == [row["id"] for row in ROWS]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
+        assert row.get("chosen") == other.get("chosen")
+
+
 def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: str) -> None:
     store = fsspec.filesystem("s3")
-    for number, group in enumerate(tiny_groups(6)):
-        row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
+    for number, row in enumerate(ROWS):
         with store.open(f"{bucket}/rows/{number:02}.parquet", "wb") as file:
             parquet.write_table(pyarrow.Table.from_pylist([row]), file)
     command_line = ("score", trained_run.folder, "--input", f"{bucket}/rows/*.parquet")
     run(*command_line, "--output", f"{bucket}/here.parquet")
-    run(*command_line, "--output", f"{bucket}/there", "--engine", "ray")
-    expected = rows_of(store, f"{bucket}/here.parquet")
-    result = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
-    assert [row["id"] for row in result] == [row["id"] for row in expected] == [f"row {i}" for i in range(12)]
-    for item, other in zip(result, expected, strict=True):
-        assert item["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
-
-
-def rows_of(store: Any, path: str) -> list[dict[str, Any]]:
-    with store.open(path, "rb") as file:
-        return parquet.read_table(file).to_pylist()
-
-
-def manifest(store: Any, path: str) -> list[str]:
-    with store.open(f"{path}/manifest.json", "rb") as file:
-        return [part["part"] for part in json.load(file)["parts"]]
+    run(*command_line, "--output", f"{bucket}/there", *ON_RAY)
+    assert_same_rows(store, bucket)
 
 
 def test_ray_writes_a_folder(tmp_path: Path) -> None:

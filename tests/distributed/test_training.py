@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,16 +32,8 @@ pytest.importorskip("ray", reason="ray is not installed; run: make install")
 pytestmark = pytest.mark.slow
 
 # Long enough to be killed in, with checkpoints to go on from.
-LONG: dict[str, Any] = {
-    "training": {"batch_groups": 2},
-    "phase2": {
-        "epochs": 150,
-        "evaluations": 15,
-        "learning_rate": 1e-3,
-        "patience": 15,
-        "lora": {"rank": 2, "dropout": 0.2},
-    },
-}
+_PHASE2 = {"epochs": 150, "evaluations": 15, "learning_rate": 1e-3, "patience": 15, "lora": {"rank": 2, "dropout": 0.2}}
+LONG: dict[str, Any] = {"training": {"batch_groups": 2}, "phase2": _PHASE2}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +43,15 @@ def in_process(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def train_on_ray(config: Config) -> Run:
     return train(config, Console(quiet=True), training.on_ray)
+
+
+def train_during(kill: Callable[[], object], config: Config) -> Run:
+    """Train while another thread kills something."""
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        run = train_on_ray(config)
+        killed.result()
+    return run
 
 
 def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -79,24 +80,19 @@ def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
 ) -> None:
     config = tiny_config(**LONG)
     shared = Path(config.output)
-    killed: list[str] = []
 
-    def midway() -> list[str]:
-        """The phase-2 steps that run on the second node and have left a checkpoint."""
+    def midway() -> bool:
+        """Return whether one phase-2 step runs on the second node and has left a checkpoint."""
         tasks = [task for task in ("chitchat", "objective_qa") if nodes.running(f"phase2/{task}", nodes.second)]
         paths = [shared / "checkpoints" / "phase2" / task / "lora" for task in tasks]
-        return [str(path) for path in paths if any(path.glob("checkpoint-*/process0.pt"))]
+        return len([path for path in paths if any(path.glob("checkpoint-*/process0.pt"))]) == 1
 
     def kill() -> None:
-        killed.extend(wait_until(midway, "no phase 2 on the second node"))
+        wait_until(midway, "no phase 2 on the second node")
         nodes.kill(nodes.second)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    run = train_on_ray(config)
-    killer.join()
+    run = train_during(kill, config)
     nodes.second = nodes.add()
-    assert len(killed) == 1
     assert_equal(run, in_process)
     assert not list(shared.rglob("process0.pt"))
 
@@ -167,12 +163,7 @@ def test_two_workers_train_a_step_as_one(
     def kill_one() -> None:
         os.kill(wait_until(lambda: nodes.running("RayTrainWorker"), "no worker", 300)[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one)
-    if kill:
-        killer.start()
-    two = train_on_ray(config)
-    if kill:
-        killer.join()
+    two = train_during(kill_one, config) if kill else train_on_ray(config)
     after = times(two.folder)
     assert len(after) == len(before) + 1
     assert {file: after[file] for file in before} == before

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.model.attention import Buckets
-from dmoerm.model.packing import Packed, Packing, PaddedRows, means, pack
+from dmoerm.model.packing import Packed, Packing, PaddedRows, batches, chunks, means, pack
 
 from .packing import parts, random_ids, texts
 
@@ -48,14 +51,10 @@ def test_a_packing_by_hand() -> None:
 @given(packing=packings())
 def test_positions_count_through_each_text(packing: Packing) -> None:
     positions = Packed(packing.positions, packing)
+    assert packing.last.tolist() == [int(text[-1]) for text in texts(numbered(packing))]
     assert same(texts(positions), [torch.arange(len(text)) for text in texts(positions)])
     assert same(parts(positions)[0], [torch.arange(n) for n in packing.prompts])
     assert packing.longest == max(map(len, texts(positions)))
-
-
-@given(packing=packings())
-def test_last_has_the_responses_last_tokens(packing: Packing) -> None:
-    assert packing.last.tolist() == [int(text[-1]) for text in texts(numbered(packing))]
 
 
 # --- some of the responses -----------------------------------------------------------------------------------------
@@ -137,3 +136,34 @@ def test_a_packing_moves_to_a_device_with_its_tokens() -> None:
     assert {part.tokens.device, part.packing.last.device, moved.packing.select([1])[1].device} == {moved.tokens.device}
     for group in moved.packing.derived(Buckets).of("last")[0]:
         assert group.mask(torch.float32, 1).device == moved.tokens.device
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 50), st.lists(st.integers(1, 50), min_size=1, max_size=3)), max_size=12),
+    budget=st.integers(1, 400),
+)
+def test_batches_contain_every_query_once_within_the_budget(shapes: list[Any], budget: int) -> None:
+    encoded = [Encoded([0] * prompt, [[0] * n for n in lengths]) for prompt, lengths in shapes]
+    actual = list(batches(encoded, budget))
+    assert sorted(i for rows in actual for i in rows) == list(range(len(encoded)))
+    for rows in actual:
+        assert len(rows) == 1 or sum(encoded[i].tokens for i in rows) <= budget
+
+
+@given(
+    prompt=st.integers(1, 30),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    budget=st.integers(1, 80),
+)
+def test_chunks_are_parts_of_the_query_within_the_budget(prompt: int, lengths: list[int], budget: int) -> None:
+    encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
+    actual = list(chunks(encoded, budget))
+    assert [response for _, piece in actual for response in piece.responses] == encoded.responses
+    assert [first for first, _ in actual] == [piece.responses[0][0] for _, piece in actual]
+    assert all(piece.tokens <= max(budget, 2 * prompt) or len(piece.responses) == 1 for _, piece in actual)
+    assert all(piece.prompt == encoded.prompt for _, piece in actual)
+    whole = encoded.tokens + 20 * len(actual)  # a piece wastes less than a response's length
+    assert sum(piece.tokens for _, piece in actual) <= 2 * whole

@@ -169,26 +169,6 @@ def test_a_pooled_task_reports_its_capabilities_and_the_general_reward(model: DM
     assert pooled[0].task == likeliest
 
 
-def test_every_path_gives_the_same_mixture(model: DMoERM, tmp_path: Path) -> None:
-    mixed(model, temperature=2.0, general_weight=0.5)
-    expected = model.score(["Is it?", "Why?"], [RESPONSES, RESPONSES])
-    reloaded = save_and_load(model, tmp_path / "model")
-    for found in (
-        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES]),
-        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], batch_tokens=16),
-        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], deterministic=True),
-        [reloaded.score(prompt, RESPONSES) for prompt in ("Is it?", "Why?")],
-    ):
-        for row, other in zip(found, expected, strict=True):
-            assert [s.reward for s in row] == pytest.approx([s.reward for s in other], abs=1e-5)
-            assert [s.task for s in row] == [s.task for s in other]
-
-
-def save_and_load(model: DMoERM, folder: Path) -> DMoERM:
-    model.save_pretrained(folder)
-    return DMoERM.from_pretrained(folder)
-
-
 def test_removing_a_task_removes_it_from_the_pooled_ones(model: DMoERM) -> None:
     mixed(model, temperature=1.0, pooled=["chitchat"]).keep_tasks(["objective_qa"])
     assert model.routing == Routing(temperature=1.0)

@@ -30,45 +30,34 @@ OpenScorer = Callable[[], RowScorer]
 
 
 class ScoringJob(BaseModel):
-    """The input, the output and the options of a run.
+    """The input, the output and the options of a run."""
 
-    Attributes:
-        scorer: a description of the scorer, for `plan.json`.
-        input: a file, a pattern or a URL, in a format of `dmoerm.data.readers`.
-        output: the folder or URL of the parts.
-        format: the rows' format.
-        skip_bad: skip rows that cannot be scored.
-        shard_rows: maximum rows of a part.
-        best: the rows have the best response.
-        columns: field of the format → column of the input, where the names differ.
-    """
-
-    scorer: str
-    input: str
-    output: str
+    scorer: str  # a description, for `plan.json`
+    input: str  # a file, a pattern or a URL, in a format of `dmoerm.data.readers`
+    output: str  # the folder or URL of the parts
     format: str = "auto"
-    skip_bad: bool = False
-    shard_rows: int = 1000
-    best: bool = False
-    columns: dict[str, Any] = {}
+    skip_bad: bool = False  # skip rows that cannot be scored
+    shard_rows: int = 1000  # maximum rows of a part
+    best: bool = False  # the rows have the best response
+    columns: dict[str, Any] = {}  # field of the format → column of the input, where the names differ
 
     def file(self, name: str) -> str:
         """Return the path of a file in the output."""
         return f"{self.output.rstrip('/')}/{name}"
 
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the output, completely or not at all."""
+        with complete_at(self.file(name)) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+
 
 class ShardResult(BaseModel):
-    """The result of one shard.
-
-    Attributes:
-        left_out: why rows were skipped; empty if the part existed already.
-        error: class and message of the error that ended the shard.
-    """
+    """The result of one shard."""
 
     number: int
     counts: ScoreCounts = ScoreCounts()
-    left_out: tuple[str, ...] = ()
-    error: tuple[str, str] | None = None
+    left_out: tuple[str, ...] = ()  # why rows were skipped; empty if the part existed already
+    error: tuple[str, str] | None = None  # class and message of the error that ended the shard
 
 
 def score_on_ray(
@@ -110,7 +99,7 @@ def score_on_ray(
     ]
     manifest = {"schema": 1, "scorer": job.scorer, "input": job.input, **counts.model_dump()}
     manifest |= {"left_out": total - counts.queries, "parts": parts}
-    _write(job.file("manifest.json"), json.dumps(manifest, ensure_ascii=False))
+    job.write("manifest.json", json.dumps(manifest, ensure_ascii=False))
     return manifest
 
 
@@ -127,17 +116,17 @@ class _Plan(BaseModel):
 def _plan_shards(ray: Any, job: ScoringJob) -> Sequence[Shard]:
     """Return the shards of `plan.json` if the files are unchanged, or split each file in a task of its own."""
     path, now = job.file("plan.json"), {file: version(file) for file in matching(job.input)}
-    job = job.model_copy(update={"output": ""})  # which may have moved
+    described = job.model_copy(update={"output": ""})  # which may have moved
     if not exists(path):
         split = ray.remote(shards_of)
         by_file = ray.get([split.remote(file, job.shard_rows) for file in now])
         shards = tuple(shard for file_shards in by_file for shard in file_shards)
-        _write(path, _Plan(job=job, shards=shards, files=now).model_dump_json())
+        job.write("plan.json", _Plan(job=described, shards=shards, files=now).model_dump_json())
         return shards
     with open_binary(path) as file:
         plan = _Plan.model_validate_json(file.read())
     folder, hint = path.removesuffix("/plan.json"), "choose another --output, or delete it"
-    if plan.job != job:
+    if plan.job != described:
         raise ConfigError(f"{folder}: has the scores of another job; {hint}")
     for file in sorted(plan.files.keys() | now.keys()):
         was, current = (files.get(file, "not part of the input") for files in (plan.files, now))
@@ -181,12 +170,18 @@ class _Actor:
         return {"result": [result.model_dump_json() for result in results]}
 
     def _result(self, number: int, shard: Shard) -> ShardResult:
-        part, left_out = self._job.file(_part(number)), list[str]()
+        job, part, left_out = self._job, self._job.file(_part(number)), list[str]()
+        on_bad = (lambda error: left_out.append(str(error))) if job.skip_bad else None
         try:
             if exists(part):
                 remove_leftovers_at(part)  # a writer killed after its last step leaves its lock
             else:
-                self._score(part, shard, left_out)
+                self._scorer = self._scorer or self._open()
+                reading: Any = {"format": job.format, "columns": job.columns, "on_bad": on_bad}
+                queries = read_queries(shard.file, rows=shard.read(), **reading)
+                with open_output(part, job.best) as write:
+                    for row in self._scorer.rows(queries, on_bad):
+                        write([row])
         except DmoermError as error:
             return ShardResult(number=number, error=(type(error).__name__, str(error)))
         counts = ScoreCounts()
@@ -195,17 +190,3 @@ class _Actor:
         for task, rewards in zip(columns["task"], columns["rewards"], strict=True):
             counts.add(task, len(rewards))
         return ShardResult(number=number, left_out=tuple(left_out), counts=counts)
-
-    def _score(self, part: str, shard: Shard, left_out: list[str]) -> None:
-        self._scorer = self._scorer or self._open()
-        on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
-        reading: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
-        queries = read_queries(shard.file, rows=shard.read(), **reading)
-        with open_output(part, self._job.best) as write:
-            for row in self._scorer.rows(queries, on_bad):
-                write([row])
-
-
-def _write(path: str, text: str) -> None:
-    with complete_at(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")

@@ -11,8 +11,6 @@ from typing import Any
 
 from ..errors import ClusterError, ConfigError, DmoermError
 
-_CONNECT_TIMEOUT = 10  # seconds
-
 
 def import_ray() -> Any:
     """Import and return the package ray. Raises `ConfigError` if it is not installed."""
@@ -60,7 +58,7 @@ def _connect(ray: Any, address: str | None) -> None:
     host, _, port = address.rpartition(":")
     try:
         if host and port.isdigit() and "/" not in host:  # Ray itself would retry for minutes
-            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         cluster_name = "Ray on this machine" if address == "local" else f"Ray cluster {address}"

@@ -99,8 +99,6 @@ def app(arguments: dict[str, Any]) -> Any:
         message = f"the application needs the package {error.name}: pip install '.[serve,ray-serve]' in dmoerm's folder"
         raise ConfigError(message) from None
 
-    def build() -> FastAPI:  # called in each replica
-        return settings.replica_app()
-
-    replica: Any = serve.deployment(serve.ingress(build)(Replica), **settings.deployment())
+    # Ray Serve calls the ingress in each replica
+    replica: Any = serve.deployment(serve.ingress(lambda: settings.replica_app())(Replica), **settings.deployment())
     return replica.bind()

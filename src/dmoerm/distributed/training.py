@@ -1,10 +1,9 @@
 """Run the training graph on Ray: each step is a task that starts when the tasks it depends on have finished.
 
 A worker rebuilds the run, loads the results of those steps from the run's folder, which all workers share, and trains
-its own step. If the worker or
-its node is lost, Ray restarts the task on another worker, and the step resumes from its last checkpoint. With
-`ray.workers_per_step`, the task has Ray Train start that many workers, which train the step as the processes of
-`accelerate launch` do.
+its own step. If the worker or its node is lost, Ray restarts the task on another worker, and the step resumes from its
+last checkpoint. With `ray.workers_per_step`, the task has Ray Train start that many workers, which train the step as
+the processes of `accelerate launch` do.
 """
 
 from __future__ import annotations
@@ -81,11 +80,7 @@ def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
 
 
 def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:
-    """Train one step in a worker and return its metrics.
-
-    Args:
-        _needed: results of the tasks that the step depends on; Ray waits for them.
-    """
+    """Train one step in a worker and return its metrics. Ray waits for the results of the tasks `_needed`."""
     run = _prepared(config, data)
     run_steps(run, data, path_to(name, graph(config, data.taxonomy)))
     return run.metrics()[name]

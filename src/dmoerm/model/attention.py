@@ -43,10 +43,9 @@ _BLOCK = 2_000_000  # attention weights in memory at once: as many as fit in a C
 
 
 def attention_form(device: torch.device) -> str:
-    """Return the form of attention on a device: the value of DMOERM_ATTENTION, or the fastest form.
+    """Return the form of attention on a device: the fastest, or the value of DMOERM_ATTENTION.
 
-    Raises:
-        ConfigError: the variable names no form.
+    Raise `ConfigError` if the variable names no form.
     """
     form = os.environ.get(FORM_VARIABLE) or ("flex" if device.type in _FLEX_DEVICES else "padded")
     if form not in _FORMS:
@@ -57,23 +56,17 @@ def attention_form(device: torch.device) -> str:
 class Attention(NamedTuple):
     """Which tokens attend in one call of a layer, and to what; `attend` gets it through the layer's keyword arguments.
 
-    Attributes:
-        packing: the layout of the T tokens.
-        form: see `attention_form`.
-        queries: the tokens in the call: all, the responses' or the responses' last ones. Their keys are all T tokens.
-        window: the number of tokens that a token sees, itself included; None for all before it, `own` for the layer's
-            own window.
-        keys: keys and values (k, G, tokens, c) from an earlier call: all tokens' for `last`, the prompts' for
-            `responses`.
-        collected: a list that receives the call's keys and values; nothing is attended to.
+    The tokens in a call are all, the responses' or the responses' last ones; their keys are all T tokens.
     """
 
     packing: Packing
-    form: str
-    queries: Outputs = "all"
-    window: int | Literal["own"] | None = None
-    keys: tuple[Tensor, Tensor] | None = None
-    collected: list[tuple[Tensor, Tensor]] | None = None
+    form: str  # see `attention_form`
+    queries: Outputs = "all"  # the tokens in the call
+    window: int | Literal["own"] | None = (
+        None  # the tokens that a token sees with itself; `own`: the layer's own window
+    )
+    keys: tuple[Tensor, Tensor] | None = None  # (k, G, tokens, c) of an earlier call: all for `last`, else the prompts'
+    collected: list[tuple[Tensor, Tensor]] | None = None  # gets the call's keys and values; nothing is attended to
 
 
 class Options(NamedTuple):
@@ -110,8 +103,7 @@ def attend(
     Args:
         query, key, value: (k, H, tokens, c) and (k, G, tokens, c).
         packed: which tokens attend; if None, sequences are padded, as in transformers.
-        sliding_window: the layer's attention window in tokens.
-        softcap, s_aux: see `Options.softcap` and `Options.sinks`.
+        sliding_window, softcap, s_aux: the layer's attention window in tokens, and `Options.softcap` and `sinks`.
 
     Returns:
         (k, tokens, H, c), and None in place of attention weights.
@@ -212,13 +204,10 @@ class Buckets:
 
     Padding costs the product of a row's queries and keys. One group for all would pad every response to the longest
     one; a group per prompt would need a kernel launch each.
-
-    Attributes:
-        groups: the indices of each group's prompts.
     """
 
     def __init__(self, packing: Packing) -> None:
-        self._packing, self.groups = packing, _group_by_length(packing)
+        self._packing, self.groups = packing, _group_by_length(packing)  # the indices of each group's prompts
         self._responses = [[n for n, q in enumerate(packing.owner) if q in group] for group in map(set, self.groups)]
         self._made: dict[str, tuple[list[RowGroup], Tensor | None]] = {}
 

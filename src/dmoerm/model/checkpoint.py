@@ -62,8 +62,7 @@ def save(
     """Write the checkpoint folder. If writing fails, `target` is unchanged.
 
     Args:
-        card: the text of README.md; default: the text that the model was loaded with, if any.
-        run_config: the text of run.yaml; default: likewise.
+        card, run_config: the texts of README.md and run.yaml; default: those that the model was loaded with, if any.
         dtype: precision of trunk, branches and the router's language model; default: as in memory, where trained
             weights are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 

@@ -31,20 +31,16 @@ from .router import Choice, Known
 
 
 class ScoreOptions(TypedDict, total=False):
-    """How texts are scored.
-
-    Attributes:
-        batch_tokens: maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts once
-            per expert of a task. None: 8192 on a CPU, up to 65,536 on an accelerator that has the memory.
-        deterministic: make scores independent of the batch to the last bit; see `DMoERM.score_separately`.
-        weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only; see
-            `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these tasks,
-            otherwise to any task of the model. They have no effect on responses without a score of the capability.
-    """
+    """How texts are scored."""
 
     batch_tokens: int | None
+    """Maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts once per expert of a
+    task. Default: 8192 on a CPU, up to 65,536 on an accelerator that has the memory."""
     deterministic: bool
+    """Make scores independent of the batch to the last bit; see `DMoERM.score_separately`."""
     weights: Weights | None
+    """Capability → weight, from −10 to 10, by default 1; see `Score.reweighted`. If all prompts have a given task, each
+    capability must belong to one of these tasks, otherwise to any task of the model."""
 
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
@@ -106,13 +102,8 @@ class DMoERM(Mixture):
     ) -> Iterator[list[Score]]:
         """Score queries in batches of similar length; the scores have the order of the queries.
 
-        A query that exceeds a pass is scored in chunks, so the number of responses is not limited.
-
-        Args:
-            batch_tokens, deterministic, weights: see `ScoreOptions`.
-
-        Raises:
-            DataError: as in `score`.
+        A query that exceeds a pass is scored in chunks, so the number of responses is not limited. The options are
+        `ScoreOptions`; raises the same errors as `score`.
         """
         for query in queries:
             if query.task is not None:
@@ -162,8 +153,7 @@ class DMoERM(Mixture):
     def pass_tokens(self, batch_tokens: int | None = None) -> int:
         """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA.
 
-        Args:
-            batch_tokens: counts a token once per expert; by default sized for the device, see `memory`.
+        `batch_tokens` counts a token once per expert; by default it is sized for the device, see memory.py.
         """
         if batch_tokens is None:
             batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))
@@ -213,11 +203,7 @@ class DMoERM(Mixture):
         return scores
 
     def rewards(self, hidden: Packed, choices: Sequence[Choice]) -> list[dict[str, Any]]:
-        """Return reward, capabilities, uncertainty and temperature of each of the N responses.
-
-        Args:
-            choices: what scores the responses to each prompt.
-        """
+        """Return reward, capabilities, uncertainty and temperature of each of the N responses."""
         output = self.outputs(hidden, choices)
         capabilities = [scores.capabilities for _, scores in output.tasks.values()]
         temperatures = torch.stack([self.temperature(choice) for choice in choices])
@@ -241,11 +227,7 @@ class DMoERM(Mixture):
     # --- Hugging Face's interface --------------------------------------------------------------------------------
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None, **_: Any
     ) -> SequenceClassifierOutput | tuple[Tensor]:
         """Return the rewards of token sequences (B, T) as logits (B, 1).
 
@@ -259,10 +241,9 @@ class DMoERM(Mixture):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
         encoded = list(map(Transcript(self.encoder).split, rows))
-        rewards = torch.tensor(
-            [s.reward for (s,) in self.score_encoded(encoded, [None] * len(rows))], device=self.device
-        )
-        return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])
+        scores = self.score_encoded(encoded, [None] * len(rows))
+        logits = torch.tensor([[score.reward] for (score,) in scores], device=self.device)
+        return (logits,) if return_dict is False else SequenceClassifierOutput(logits=logits)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

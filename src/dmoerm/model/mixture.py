@@ -62,19 +62,12 @@ class Calibration(nn.Module):
 
 
 class TaskOutput(NamedTuple):
-    """A task model's scores of N responses.
+    """A task model's scores of N responses."""
 
-    Attributes:
-        reward: (N,), calibrated.
-        capabilities: (N, k), each normalized over the training part's responses.
-        uncertainty: (N,), the reward's standard deviation under the posterior of the heads; nan without a posterior.
-        per_task: (N,), the phase-1 model's raw score.
-    """
-
-    reward: Tensor
-    capabilities: Tensor
-    uncertainty: Tensor
-    per_task: Tensor
+    reward: Tensor  # (N,), calibrated
+    capabilities: Tensor  # (N, k), each normalized over the training part's responses
+    uncertainty: Tensor  # (N,), the reward's standard deviation under the heads' posterior; nan without a posterior
+    per_task: Tensor  # (N,), the phase-1 model's raw score
 
 
 class TaskModel(nn.Module):
@@ -107,10 +100,8 @@ class TaskModel(nn.Module):
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
         """Return the aggregator's input (N, m·D + s).
 
-        Args:
-            base: (N, D), the plain branch's embeddings.
-            z: (k, N, D), the experts' embeddings.
-            general: (N,), the general model's scores.
+        It is computed from the embeddings `base` (N, D) of the plain branch and `z` (k, N, D) of the experts, and from
+        the general model's scores (N,).
         """
         scores = [self.experts.score(z), self.base.head(base)[:, None], general[:, None]]
         if self.all_labels is not None:
@@ -147,23 +138,14 @@ class TaskModel(nn.Module):
 
 @dataclass(frozen=True)
 class PassOutput:
-    """All scores of the N responses to Q prompts.
+    """All scores of the N responses to Q prompts."""
 
-    Attributes:
-        owner: (N,), each response's prompt.
-        choices: (Q,), what gives the reward.
-        general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
-        tasks: task → the ascending indices of the M responses that it scored, and their M scores.
-        reward: (N,), calibrated; not bounded, and without the rule for empty responses.
-        uncertainty: (N,), the rewards' standard deviations; nan without a posterior.
-    """
-
-    owner: Sequence[int]
-    choices: Sequence[Choice]
-    general: Tensor
-    tasks: Mapping[str, tuple[Sequence[int], TaskOutput]]
-    reward: Tensor
-    uncertainty: Tensor
+    owner: Sequence[int]  # (N,), each response's prompt
+    choices: Sequence[Choice]  # (Q,), what gives the reward
+    general: Tensor  # (N,), the general model's raw score; nan for a response whose reward does not depend on it
+    tasks: Mapping[str, tuple[Sequence[int], TaskOutput]]  # task → ascending indices of M responses, and their scores
+    reward: Tensor  # (N,), calibrated; not bounded, and without the rule for empty responses
+    uncertainty: Tensor  # (N,), the rewards' standard deviations; nan without a posterior
 
     def of(self, prompt: int, task: str) -> TaskOutput:
         """Return a task's scores of the responses to one prompt."""
@@ -175,11 +157,7 @@ class PassOutput:
 class Mixture(PreTrainedModel):
     """Trunk, router, general model and task models. `DMoERM` adds scoring of text, loading and saving.
 
-    Attributes:
-        tokenizer, encoder: set by `checkpoint.with_tokenizer`.
-        texts: file name → text of the model card and the run's settings that were loaded with the model.
-        training_prompts: the prompts that the model was trained on; None if they are unknown.
-        prompt_statistics: statistics of these prompts by task; None if they are unknown.
+    `checkpoint.with_tokenizer` sets the tokenizer and the encoder.
     """
 
     config_class = DMoERMConfig
@@ -190,9 +168,9 @@ class Mixture(PreTrainedModel):
 
     def __init__(self, config: DMoERMConfig) -> None:
         super().__init__(config)
-        self.texts: dict[str, str] = {}
-        self.training_prompts: TrainingPrompts | None = None
-        self.prompt_statistics: PromptStatistics | None = None
+        self.texts: dict[str, str] = {}  # file name → text of the model card and the run's settings
+        self.training_prompts: TrainingPrompts | None = None  # None if they are unknown
+        self.prompt_statistics: PromptStatistics | None = None  # by task
         backbone = config.backbone_config
         self.trunk, branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)
         language_model = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
@@ -222,14 +200,7 @@ class Mixture(PreTrainedModel):
         return TaskModel(base, experts, aggregator, all_labels)
 
     def task_model(self, task: str, source: str = "") -> TaskModel:
-        """Return the task's model.
-
-        Args:
-            source: what names the task, such as `rows.jsonl:7`; the error message begins with it.
-
-        Raises:
-            DataError: the model has no such task.
-        """
+        """Return the task's model. Raise `DataError`, with the `source` of the name, if there is no such task."""
         check_task(self.config.tasks, task, source)
         return cast("TaskModel", self.tasks[_key(task)])
 
@@ -266,11 +237,7 @@ class Mixture(PreTrainedModel):
         return Routing(**self.config.routing)
 
     def choose(self, probabilities: Tensor) -> list[Choice]:
-        """Return what scores each of Q prompts.
-
-        Args:
-            probabilities: (Q, T), on the CPU.
-        """
+        """Return what scores each of Q prompts, from the router's probabilities (Q, T) on the CPU."""
         routing, config, names = self.routing, self.config, [*self.router.tasks, None]
         rows = routing.shares(probabilities, self.router.tasks, config.threshold, shared=config.heads_only)
         mixed = routing.temperature > 0

@@ -35,15 +35,13 @@ class Packing:
     copy. Code within a pass reads the table and never waits for the device.
 
     Args:
-        prompts: (Q,), the prompts' lengths.
-        responses: (N,), the responses' lengths.
+        prompts, responses: (Q,) and (N,), their lengths.
         owner: (N,), the index of each response's prompt.
         table: all indices below, one after the other; computed if None.
 
     Attributes:
         positions: (T,), each token's position in its prompt or, after its prompt, in its response.
-        of_prompt: for each token of the prompts, the index of its prompt.
-        of_response: for each token of the responses, the index of its response.
+        of_prompt, of_response: for each token of the prompts (responses), the index of its prompt (response).
         last: (N,), the index of each response's last token among the T tokens.
         prompt_lengths, response_lengths, owners: the arguments as tensors.
     """
@@ -67,9 +65,8 @@ class Packing:
         self.prompt_lengths, self.response_lengths, self.owners = parts[4:]
 
     def _computed(self) -> Tensor:
-        prompts, responses, owner = (
-            torch.tensor(x, dtype=torch.long) for x in (self.prompts, self.responses, self.owner)
-        )
+        numbers = self.prompts, self.responses, self.owner
+        prompts, responses, owner = (torch.tensor(x, dtype=torch.long) for x in numbers)
         of_prompt = torch.arange(len(prompts)).repeat_interleave(prompts)
         of_response = torch.arange(len(responses)).repeat_interleave(responses)
         ends = responses.cumsum(0)
@@ -218,7 +215,7 @@ class PaddedRows:
         return padded.reshape(x.shape[0] * self.rows, self.width, *x.shape[2:])
 
     def unpad(self, x: Tensor, k: int) -> Tensor:
-        """Convert (k · rows, width, …) to (k, tokens, …)."""
+        """Undo `pad`: convert (k · rows, width, …) to (k, tokens, …)."""
         flat = x.reshape(k, self.rows * self.width, *x.shape[2:])
         return flat if self._unpad_index is None else flat.index_select(1, self._unpad_index)
 
