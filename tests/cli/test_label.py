@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,26 +25,25 @@ WIDE = {"COLUMNS": "200", "TERM": "dumb", "OPENAI_API_KEY": "sk-very-secret-0123
 
 
 def run(*arguments: object, fails: bool = False):
-    result = CliRunner(env=WIDE).invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner(env=WIDE).invoke(app, ["label", *map(str, arguments)])
     assert (result.exit_code != 0) == fails, result.output
     assert "very-secret" not in result.output
     return result
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> tuple[Path, Path]:
-    """Groups of two tasks with one or two capabilities each, and their taxonomy."""
-    groups = tiny_groups()
-    rows, taxonomy = tmp_path / "data.jsonl", tmp_path / "taxonomy.yaml"
-    rows.write_text("".join(group.model_dump_json() + "\n" for group in groups))
-    taxonomy.write_text(draft_taxonomy(groups, "tiny").to_yaml())
-    return rows, taxonomy
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries of the openai library without its pauses."""
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Groups of two tasks with one or two capabilities each; their taxonomy lies beside them."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    groups = tiny_groups()
+    (tmp_path / "data.jsonl").write_text("".join(group.model_dump_json() + "\n" for group in groups))
+    (tmp_path / "taxonomy.yaml").write_text(draft_taxonomy(groups, "tiny").to_yaml())
+    return tmp_path / "data.jsonl"
+
+
+def options(rows: Path, server: FakeJudge | None = None, limit: int = 40) -> tuple[object, ...]:
+    files = ("--taxonomy", rows.with_name("taxonomy.yaml"), "--out", rows.with_name("labels.parquet"))
+    return (rows, *files, "--model", "judge", "--limit", limit, *(("--base-url", server.url) if server else ()))
 
 
 def counts(output: str) -> tuple[int, int]:
@@ -52,37 +53,34 @@ def counts(output: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def test_from_data_to_labels_and_their_report(data, tmp_path) -> None:
-    rows, taxonomy = data
+def test_from_data_to_labels_and_their_report(rows, tmp_path) -> None:
     out = tmp_path / "labels.parquet"
     with FakeJudge(0.1, (*TRANSIENT, *FINAL)) as server:
-        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--out", out)
-        options += ("--limit", 40)
-        first = run("label", rows, *options)
+        first = run(*options(rows, server))
         paid = sum(server.paid.values())
-        again = run("label", "run", rows, *options)
+        again = run("run", *options(rows, server))
         assert sum(server.paid.values()) == paid
     labels = read_labels(out)
     assert counts(first.output) == (2 * len(labels), 0)
     assert counts(again.output)[1] > 0.9 * 2 * len(labels)
     assert f"{len(labels)} labels" in first.output
-    report = run("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
-    assert "consistency" in report.output
-    assert "κ both" in report.output
+    merged = ("--consensus", tmp_path / "merged.parquet", "--json", tmp_path / "q.json")
+    report = run("report", out, "--data", rows, *merged)
+    for words in ("consistency", "κ both", "judge: estimated accuracy", "with fewer than three judges"):
+        assert words in report.output
     quality = json.loads((tmp_path / "q.json").read_text())["qualities"]
-    assert sum(q["pairs"] for q in quality if q["capability"] != "all capabilities") == len(labels)
+    pairs = [q["pairs"] for q in quality if q["capability"] != "all capabilities" and q["judge"] == "judge"]
+    assert sum(pairs) == len(labels)
+    assert {label.judge for label in read_labels(tmp_path / "merged.parquet")} == {"consensus"}
 
 
 @pytest.fixture
-def labeled_config(data, tmp_path, tiny_backbone) -> Config:
+def labeled_config(rows, tmp_path, tiny_backbone) -> Config:
     """Settings whose capability labels are a judge's alone."""
-    rows, taxonomy = data
-    out = tmp_path / "labels.parquet"
     with FakeJudge() as server:
-        options = ("--model", "judge", "--base-url", server.url, "--out", out, "--limit", 40)
-        run("label", rows, "--taxonomy", taxonomy, *options, "--seed", 0)
+        run(*options(rows, server), "--seed", 0)
     config = make_tiny_config(tiny_backbone, tmp_path)
-    labels = {"files": (str(rows),), "capability_labels": (str(out),), "human_labels": False}
+    labels = {"files": (str(rows),), "capability_labels": (str(tmp_path / "labels.parquet"),), "human_labels": False}
     return config.model_copy(update={"data": config.data.model_copy(update=labels)})
 
 
@@ -95,41 +93,30 @@ def test_training_reads_the_labels(labeled_config) -> None:
 @pytest.mark.slow
 def test_a_model_is_trained_on_the_labels(labeled_config, tmp_path) -> None:
     (tmp_path / "run.yaml").write_text(dump_config(labeled_config))
-    run("train", tmp_path / "run.yaml")
-    results = json.loads((Path(labeled_config.output) / "results.json").read_text())
-    assert results["capabilities"]
+    assert CliRunner(env=WIDE).invoke(app, ["train", str(tmp_path / "run.yaml")]).exit_code == 0
+    assert json.loads((Path(labeled_config.output) / "results.json").read_text())["capabilities"]
 
 
-def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
-    rows, taxonomy = data
+def test_a_dry_run_asks_nothing(rows, tmp_path) -> None:
     with FakeJudge() as server:
-        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--price", "3e3,0")
-        options += ("--out", tmp_path / "labels.parquet", "--limit", 5)
-        result = run("label", rows, *options, "--dry-run")
+        result = run(*options(rows, server, limit=5), "--price", "3e3,0", "--dry-run")
         assert not server.headers
     assert counts(result.output)[0] >= 10
     assert float(re.findall(r"at most ([\d.]+)$", result.output.strip())[0]) > 0
     assert not (tmp_path / "labels.parquet").exists()
 
 
-def test_the_whole_preference_is_asked(data, tmp_path) -> None:
-    rows, _ = data
-    out = tmp_path / "labels.parquet"
+def test_the_whole_preference_is_asked(rows, tmp_path) -> None:
     with FakeJudge() as server:
-        options = ("--model", "judge", "--base-url", server.url, "--out", out, "--limit", 6, "--seed", 0)
-        run("label", rows, "--overall", *options)
-    assert {(label.judge, label.capability) for label in read_labels(out)} == {("judge", "overall")}
-    assert len(read_labels(out)) == 6
+        run(*options(rows, server, limit=6), "--overall", "--seed", 0)
+    labels = read_labels(tmp_path / "labels.parquet")
+    assert [(label.judge, label.capability) for label in labels] == [("judge", "overall")] * 6
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ((), "require a taxonomy"),
-        (
-            ("--overall", "--base-url", "http://127.0.0.1:9/v1"),
-            "20 calls in a row have no answer; the last: Connection",
-        ),
         (("--overall", "--request-field", "top_k"), "'top_k' is invalid; write NAME=JSON, for example 'top_k=1'"),
         (("--overall", "--request-field", "effort=low"), "for example 'effort=1' or 'effort=\"text\"'"),
         (("--overall", "--request-field", "model=1"), "the request field 'model' cannot be set"),
@@ -138,10 +125,20 @@ def test_the_whole_preference_is_asked(data, tmp_path) -> None:
         (("--overall", "--base-url", "nowhere"), "base_url"),
     ],
 )
-def test_invalid_options_are_refused(data, tmp_path, options, message) -> None:
-    rows, _ = data
-    more = ("--model", "judge", "--out", tmp_path / "l.parquet")
-    assert message in run("label", rows, *more, *options, fails=True).output
+def test_invalid_options_are_refused(rows, tmp_path, given, message) -> None:
+    assert message in run(rows, "--model", "judge", "--out", tmp_path / "l.parquet", *given, fails=True).output
+
+
+def change(rows: Path, row: Callable[[dict], dict], tasks: Callable[[dict], dict]) -> None:
+    """Change the rows, and the taxonomy's tasks."""
+    rows.write_text("".join(json.dumps(row(json.loads(line))) + "\n" for line in rows.read_text().splitlines()))
+    taxonomy = rows.with_name("taxonomy.yaml")
+    content = yaml.safe_load(taxonomy.read_text())
+    taxonomy.write_text(yaml.safe_dump(content | {"tasks": tasks(content["tasks"])}))
+
+
+def unchanged(content: Any) -> Any:
+    return content
 
 
 def without_task(row: dict) -> dict:
@@ -149,105 +146,66 @@ def without_task(row: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("change_row", "change_tasks", "cause"),
+    ("row", "tasks", "cause"),
     [
+        (unchanged, lambda tasks: {f"other_{k}": v for k, v in tasks.items()}, "12 of 24 groups have the task 'chitc"),
+        (without_task, unchanged, "24 of 24 groups have no task; add the field task, name one with --task,"),
         (
-            None,
-            lambda tasks: {f"other_{k}": v for k, v in tasks.items()},
-            "12 of 24 groups have the task 'chitchat', which is",
-        ),
-        (without_task, lambda tasks: tasks, "24 of 24 groups have no task; add the field task, name one with --task,"),
-        (
-            None,
-            lambda tasks: {**tasks, **{k: {**v, "capabilities": {}} for k, v in tasks.items()}},
+            unchanged,
+            lambda tasks: {k: {**v, "capabilities": {}} for k, v in tasks.items()},
             "12 of 24 groups have the task 'chitchat', for which the taxonomy lists no capabilities; write some",
         ),
     ],
 )
-def test_why_there_are_no_questions(data, tmp_path, change_row, change_tasks, cause) -> None:
-    rows, taxonomy = data
-    content = yaml.safe_load(taxonomy.read_text())
-    content["tasks"] = change_tasks(content["tasks"])
-    taxonomy.write_text(yaml.safe_dump(content))
-    if change_row:
-        changed = [change_row(json.loads(line)) for line in rows.read_text().splitlines()]
-        rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet")
-    assert f"no questions to ask: {cause}" in run("label", rows, *options, fails=True).output
+def test_why_there_are_no_questions(rows, row, tasks, cause) -> None:
+    change(rows, row, tasks)
+    assert f"no questions to ask: {cause}" in run(*options(rows), fails=True).output
 
 
-def test_groups_without_tasks_have_the_only_task_of_the_taxonomy(data, tmp_path) -> None:
-    rows, taxonomy = data
-    content = yaml.safe_load(taxonomy.read_text())
-    content["tasks"] = {"advice": content["tasks"]["chitchat"]}
-    taxonomy.write_text(yaml.safe_dump(content))
-    free = [without_task(json.loads(line)) for line in rows.read_text().splitlines()]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in free))
-    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet", "--dry-run")
-    output = run("label", rows, *options).output
+def test_groups_without_tasks_have_the_only_task_of_the_taxonomy(rows) -> None:
+    change(rows, without_task, lambda tasks: {"advice": tasks["chitchat"]})
+    output = run(*options(rows), "--dry-run").output
     assert "no row names a task: all have the taxonomy's only task, 'advice'" in output
-    assert " 0 calls" not in output
+    assert counts(output)[0] > 0
 
 
-def test_a_judge_that_answers_in_prose_stops_the_run_and_one_answer_is_shown(data, tmp_path) -> None:
-    rows, taxonomy = data
-    with FakeJudge(1.0, ["unreadable"]) as server:
-        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--concurrency", 2)
-        options += ("--limit", 30, "--out", tmp_path / "l.parquet")
-        result = run("label", rows, *options, fails=True)
-        assert result.exit_code == 1
-        calls = len(server.bodies)
-        assert 20 <= calls <= 40
-        assert re.search(r"error: \d+ answers in a row are unusable; the last one is 'I cannot decide'", result.output)
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"fatal": 401}, "Incorrect API key.*OPENAI_API_KEY"),
+        ({"rate": 1.0, "faults": ["unreadable"]}, r"error: \d+ answers in a row are unusable; .*'I cannot decide'"),
+        ({"rejects": ["max_tokens"]}, "rejects the request field 'max_tokens'.*--request-field"),
+    ],
+)
+def test_an_error_ends_the_run_in_one_line_and_what_was_answered_is_kept(rows, tmp_path, judge, message) -> None:
+    with FakeJudge(**judge) as server:
+        result = run(*options(rows, server), "--concurrency", 2, fails=True)
+        calls = len(server.bodies) if "faults" in judge else 0
+        assert re.search(message, result.output)
         assert "0 of them usable" in result.output
-        server.faults, server.rate = [], 0
-        assert counts(run("label", rows, *options).output)[1] == calls
-
-
-def test_a_reasoning_model_is_asked_with_the_fields_that_it_accepts(data, tmp_path) -> None:
-    rows, taxonomy = data
-    with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="<think>x</think>") as server:
-        options = ("--taxonomy", taxonomy, "--model", "o", "--base-url", server.url, "--out", tmp_path / "l.parquet")
-        assert "--request-field" in run("label", rows, *options, "--limit", 3, fails=True).output
-        given = ("temperature=null", "max_completion_tokens=4096", "logprobs=null", 'reasoning_effort="low"')
-        fields = [word for field in given for word in ("--request-field", field)]
-        run("label", rows, *options, "--limit", 3, *fields)
-        assert server.bodies[-1]["reasoning_effort"] == "low"
-    assert all(label.consistent for label in read_labels(tmp_path / "l.parquet"))
+        assert not any(label.consistent for label in read_labels(tmp_path / "labels.parquet"))
+        server.rate, server.fatal, server.rejects = 0, 0, []
+        assert counts(run(*options(rows, server)).output)[1] == calls
+    assert all(label.soft for label in read_labels(tmp_path / "labels.parquet")) == ("faults" not in judge)
 
 
 @pytest.fixture
 def one_label(tmp_path) -> Path:
     """The file of one label, written as docs/labels.md shows."""
     code = re.search(r"Recorded verdicts.*?```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
-    group, out = tiny_groups()[0], tmp_path / "labels.parquet"
     code = re.sub(r"group = Group.*", "", code).replace('Path("labels.parquet")', "out")
-    exec(code, {"group": group, "out": out})
-    return out
+    exec(code, {"group": tiny_groups()[0], "out": tmp_path / "one.parquet"})
+    return tmp_path / "one.parquet"
 
 
-def test_a_report_on_other_data_counts_what_does_not_match(data, one_label, write_rows) -> None:
-    rows, _ = data
-    assert "do not match" not in run("label", "report", one_label, "--data", rows).output
-    other = write_rows([{**json.loads(rows.read_text().splitlines()[0]), "prompt": "Another."}], "other.jsonl")
-    result = run("label", "report", one_label, "--data", other)
+def test_labels_of_other_texts_are_refused(rows, one_label, tmp_path, tiny_backbone) -> None:
+    assert "do not match" not in run("report", one_label, "--data", rows).output
+    change(rows, lambda row: {**row, "prompt": f"Another {row['id']}"}, unchanged)
+    result = run("report", one_label, "--data", rows)
     assert "1 of 1 labels do not match a group in the data by id and texts" in result.output
-
-
-def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_path) -> None:
-    rows, taxonomy = data
-    with FakeJudge(fatal=401) as server:
-        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url)
-        result = run("label", rows, *options, "--out", tmp_path / "l.parquet", fails=True)
-    assert "OPENAI_API_KEY" in result.output
-    assert {label.given for label in read_labels(tmp_path / "l.parquet")} == {"open"}
-
-
-def test_labels_of_other_data_are_refused(data, tmp_path, one_label, write_rows, tiny_backbone) -> None:
-    rows, _ = data
-    changed = [{**json.loads(line), "prompt": f"Prompt {i}"} for i, line in enumerate(rows.read_text().splitlines())]
     settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
-    settings["data"] |= {"files": [str(write_rows(changed, "other.jsonl"))], "capability_labels": [str(one_label)]}
+    settings["data"] |= {"files": [str(rows)], "capability_labels": [str(one_label)]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    output = run("train", tmp_path / "run.yaml", fails=True).output
-    assert re.search(r"no label is usable: of (\d+) labels, \1 have a group's id, 0 also its texts", output)
+    trained = CliRunner(env=WIDE).invoke(app, ["train", str(tmp_path / "run.yaml")])
+    assert trained.exit_code == 1
+    assert re.search(r"no label is usable: of (\d+) labels, \1 have a group's id, 0 also its texts", trained.output)

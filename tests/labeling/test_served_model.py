@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import socket
 import subprocess
@@ -14,90 +14,59 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from tiny import tiny_groups
 
-from dmoerm.cli import app
-from dmoerm.data.readers import read_groups
-from dmoerm.labels import PROBABILITIES, Outcome, read_labels
-from dmoerm.taxonomy import draft_taxonomy
+from dmoerm.errors import LabelingError
+from dmoerm.labeling.questions import Endpoint
+from dmoerm.labeling.runner import collect_labels
+from dmoerm.labeling.store import AnswerStore
+from dmoerm.labels import PROBABILITIES, Outcome
+
+from .question_data import ask, questions_on
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def causal(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of SmolLM2 with its (tied) vocabulary head, which the backbone has no need of."""
+@pytest.fixture
+def served(smollm2: str, tmp_path: Path) -> Iterator[Endpoint]:
+    """A server with SmolLM2 and its (tied) vocabulary head, which the backbone has no need of."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = str(tmp_path_factory.mktemp("causal"))
+    folder = str(tmp_path / "causal")
     AutoModelForCausalLM.from_pretrained(smollm2, tie_word_embeddings=True).save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(causal: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with SmolLM2."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [Path(sys.executable).with_name("transformers"), "serve", causal, "--device", "cpu"]
+        port = str(free.getsockname()[1])
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--device", "cpu"]
+    log, deadline = tmp_path / "log", time.monotonic() + 180
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        arguments = [*command, "--host", "127.0.0.1", "--port", port]
+        process = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment)
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        while time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        fields = {"response_format": None, "logprobs": None}
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", folder, request_fields=fields)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"no server after {seconds} s: {log.read_text()[-2000:]}")
-
-
-def invoke(*arguments: object):
-    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
-
-
-def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Path, tmp_path: Path) -> None:
-    """All questions end in one outcome each, and the report stands beside people's grades, ties and gaps among them."""
-    rows, taxonomy, out = tmp_path / "data.jsonl", tmp_path / "taxonomy.yaml", tmp_path / "labels.parquet"
-    groups = read_groups(human_data / "topical_chat.jsonl").groups[:3]
-    first = groups[0].capabilities["coherence"]
-    gaps = {**groups[0].capabilities, "coherence": (None, *first[1:])}
-    groups[0] = groups[0].model_copy(update={"capabilities": gaps})
-    rows.write_text("".join(group.model_dump_json(exclude={"judge_labels"}) + "\n" for group in groups))
-    taxonomy.write_text(draft_taxonomy(groups, "human").to_yaml())
-    options = ("--taxonomy", taxonomy, "--base-url", served, "--model", causal, "--out", out)
-    few = ("--limit", 2, "--concurrency", 2)
-    few += ("--request-field", "response_format=null", "--request-field", "logprobs=null")
-    labeled = invoke("label", rows, *options, *few)
-    labels = read_labels(out)
-    usable = [label for label in labels if {label.given, label.swapped} & set(PROBABILITIES)]
-    assert labeled.exit_code == (0 if usable else 1), labeled.output
-    assert ("none of 20 questions has a usable answer" in labeled.output) == (not usable)
-    assert len(labels) == 2 * 5
+def test_a_tiny_judge_labels_pairs(served: Endpoint, tmp_path: Path) -> None:
+    """All questions end in one outcome each, with their tokens; whether any is readable is chance."""
+    questions = questions_on(tiny_groups()[:3], served, overall=True)
+    path = tmp_path / "calls.sqlite"
+    with contextlib.suppress(LabelingError):  # none of the questions has a usable answer
+        ask(questions, served, path, concurrency=2)
+    labels = collect_labels(questions, AnswerStore(path), "judge")
     outcomes = {outcome for label in labels for outcome in (label.given, label.swapped)}
-    assert not {Outcome.OPEN, Outcome.FAILED, Outcome.REFUSED} & outcomes
+    assert outcomes <= {*PROBABILITIES, Outcome.UNPARSEABLE}
+    assert len(labels) == len(questions) // 2
     assert all(label.prompt_tokens > 100 for label in labels)
-    report = invoke("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
-    assert report.exit_code == 0, report.output
-    assert "unparseable" in report.output
-    results = json.loads((tmp_path / "q.json").read_text())["qualities"]
-    assert any(row["people"] for row in results)
-    assert {row["capability"] for row in results} >= set(groups[0].capabilities)

@@ -10,7 +10,7 @@ import numpy as np
 from ..schema import Group, Pair, messages_of, prompt_key
 from ..training.suspects import JudgedLabel
 from .metrics import pooled_accuracy, probabilities
-from .results import DoubtfulLabel, ErrorAnalysis, Estimate, LabelDoubts, WrongPair
+from .results import ErrorAnalysis, Estimate, LabelDoubts, ShownPair
 from .scored_groups import ScoredGroup
 
 T = TypeVar("T")
@@ -41,43 +41,35 @@ def error_analysis(
                 estimates[name] = estimate
         return estimates
 
-    return ErrorAnalysis(
-        worst=_worst(scored),
-        by_length=by_part(length_part, _LENGTH_PARTS),
-        by_agreement=by_part(agreement_part, _AGREEMENT_PARTS),
-        doubts=None if judged is None else _doubts(judged),
-    )
-
-
-def _worst(scored: Sequence[ScoredGroup]) -> tuple[WrongPair, ...]:
     wrong: list[tuple[float, ScoredGroup, Pair]] = []
     for s in scored:
-        judged_pairs = zip(probabilities(s, s.rewards["dmoerm"] / s.temperature), s.group.pairs(), strict=True)
-        wrong += [(probability, s, pair) for probability, pair in judged_pairs if probability < 0.5]
+        rows = zip(probabilities(s, s.rewards["dmoerm"] / s.temperature), s.group.pairs(), strict=True)
+        wrong += [(probability, s, pair) for probability, pair in rows if probability < 0.5]
     wrong.sort(key=lambda entry: entry[0])
-    return tuple(_wrong_pair(*entry) for entry in _first_of_prompts(wrong, lambda entry: entry[1].group))
-
-
-def _wrong_pair(probability: float, scored: ScoredGroup, pair: Pair) -> WrongPair:
-    both = [pair.better, pair.worse]
-    deviations = None if scored.uncertainty is None else scored.uncertainty[both]
-    return WrongPair(
-        task=scored.task,
-        probability=probability,
-        rewards=tuple(scored.rewards["dmoerm"][both]),
-        uncertainty=None if deviations is None or np.isnan(deviations).any() else tuple(deviations),
-        capabilities={name: tuple(scores[both]) for name, scores in scored.capabilities.items()},
-        **_texts(scored.group, pair),
+    worst: list[ShownPair] = []
+    for probability, s, pair in _first_of_prompts(wrong, lambda entry: entry[1].group):
+        both = [pair.better, pair.worse]
+        deviations = None if s.uncertainty is None or np.isnan(s.uncertainty[both]).any() else s.uncertainty[both]
+        numbers = {
+            "rewards": tuple(s.rewards["dmoerm"][both]),
+            "uncertainty": None if deviations is None else tuple(deviations),
+            "capabilities": {name: tuple(scores[both]) for name, scores in s.capabilities.items()},
+        }
+        worst.append(_shown(s.group, pair, s.task, probability, **numbers))
+    doubts = None
+    if judged is not None:
+        contradicted = [label for label in judged if label.probability < 0.5]
+        least_probable = tuple(
+            _shown(label.group, label.pair, label.task, label.probability, capability=label.capability)
+            for label in _first_of_prompts(contradicted, lambda label: label.group)
+        )
+        doubts = LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=least_probable)
+    return ErrorAnalysis(
+        worst=tuple(worst),
+        by_length=by_part(length_part, _LENGTH_PARTS),
+        by_agreement=by_part(agreement_part, _AGREEMENT_PARTS),
+        doubts=doubts,
     )
-
-
-def _doubts(judged: Sequence[JudgedLabel]) -> LabelDoubts:
-    contradicted = [label for label in judged if label.probability < 0.5]
-    worst = tuple(
-        DoubtfulLabel(task=d.task, capability=d.capability, probability=d.probability, **_texts(d.group, d.pair))
-        for d in _first_of_prompts(contradicted, lambda label: label.group)
-    )
-    return LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=worst)
 
 
 def _first_of_prompts(entries: Iterable[T], group_of: Callable[[T], Group]) -> list[T]:
@@ -88,13 +80,16 @@ def _first_of_prompts(entries: Iterable[T], group_of: Callable[[T], Group]) -> l
     return list(first.values())[:WORST]
 
 
-def _texts(group: Group, pair: Pair) -> dict[str, Any]:
-    return {
-        "id": group.id,
-        "prompt": shortened("\n".join(turn.text for turn in messages_of(group.prompt))),
-        "preferred": shortened(group.responses[pair.better]),
-        "other": shortened(group.responses[pair.worse]),
-    }
+def _shown(group: Group, pair: Pair, task: str, probability: float, **others: Any) -> ShownPair:
+    return ShownPair(
+        id=group.id,
+        task=task,
+        prompt=shortened("\n".join(turn.text for turn in messages_of(group.prompt))),
+        preferred=shortened(group.responses[pair.better]),
+        other=shortened(group.responses[pair.worse]),
+        probability=probability,
+        **others,
+    )
 
 
 def shortened(text: str) -> str:

@@ -29,7 +29,7 @@ from .results import MEAN, MEAN_HUMAN, Bin, CalibrationResult, Difference, Estim
 from .scored_groups import ScoredGroup
 
 _Z = 1.96  # the standard normal distribution's 97.5 % quantile
-_BINS = 10  # of the reliability diagram
+_BINS = 10
 OrderedPairs = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
 """A group's prompt, its human-ordered pairs, and method → scores."""
 
@@ -104,11 +104,11 @@ def _by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
 
 def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
     """Count the overall pairs of each task under every method; leave out tasks without an ordered pair."""
-    counts_by_task = {
-        task: count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
+    rows = {
+        task: ((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
         for task, members in _by_task(scored).items()
     }
-    return {task: counts for task, counts in counts_by_task.items() if counts is not None}
+    return {task: counts for task, each in rows.items() if (counts := count_pairs(each))}
 
 
 def capability_counts(scored: Sequence[ScoredGroup]) -> dict[str, dict[str, PairCounts]]:

@@ -148,34 +148,27 @@ class LengthBias(ResultModel):
 
 
 class ShownPair(ResultModel):
-    """A pair with its texts; long texts are without their middle."""
+    """A label that the model contradicts, with the texts; long texts are without their middle.
+
+    Two numbers are of the preferred and of the other response; a label of the training part has none.
+    """
 
     id: str
     """The group's."""
     task: str
+    capability: str | None = None
+    """The label's capability; None for the overall preference."""
     prompt: str
     preferred: str
     """The response that the label prefers."""
     other: str
     probability: float = Field(ge=0, le=1)
-    """Of the label, by the model."""
-
-
-class WrongPair(ShownPair):
-    """A pair that `dmoerm` orders against people. Two numbers are of the preferred and of the other response."""
-
-    rewards: tuple[float, float]
-    uncertainty: tuple[float, float] | None
+    """Of the label, by the model; for the training part, by a model that was not trained on it."""
+    rewards: tuple[float, float] | None = None
+    uncertainty: tuple[float, float] | None = None
     """Standard deviations of the rewards; None if the model has no posterior."""
-    capabilities: dict[str, tuple[float, float]]
+    capabilities: dict[str, tuple[float, float]] = {}
     """Scores on the task's capabilities."""
-
-
-class DoubtfulLabel(ShownPair):
-    """A label of the training part that a model which was not trained on it contradicts."""
-
-    capability: str | None
-    """The label's capability; None for the overall preference."""
 
 
 class LabelDoubts(ResultModel):
@@ -185,14 +178,14 @@ class LabelDoubts(ResultModel):
     """Labels with a held-out score."""
     contradicted: int
     """Labels with a probability below 0.5."""
-    worst: tuple[DoubtfulLabel, ...]
+    worst: tuple[ShownPair, ...]
     """The least probable labels, one per prompt."""
 
 
 class ErrorAnalysis(ResultModel):
     """Where `dmoerm` orders pairs against people."""
 
-    worst: tuple[WrongPair, ...]
+    worst: tuple[ShownPair, ...]
     """The least probable preferences, one per prompt."""
     by_length: dict[str, Estimate]
     """Part of the pairs → accuracy."""

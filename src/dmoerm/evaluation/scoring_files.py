@@ -73,35 +73,29 @@ class RowScorer:
         """
         if self.task is not None:
             self.model.task_model(self.task)
-            queries = (query.model_copy(update={"task": self.task}) for query in queries)
-        else:
-            queries = self._with_known_tasks(queries)
         check_weights(self.weights, self.model.config.tasks, [self.task])
-        if on_bad is not None:
-            queries = self._scorable(queries, on_bad)
-        scored = self.model.score_stream(queries, self.batch_tokens, self.deterministic, self.weights)
+        prepared = self._prepared(queries, on_bad)
+        scored = self.model.score_stream(prepared, self.batch_tokens, self.deterministic, self.weights)
         return (self._row(query, scores) for query, scores in scored)
 
-    def _with_known_tasks(self, queries: Iterable[Query]) -> Iterator[Query]:
+    def _prepared(self, queries: Iterable[Query], on_bad: OnBad | None) -> Iterator[Query]:
+        """Yield the queries with the task that scores them; leave out those that cannot be scored."""
         tasks, unknown = self.model.config.tasks, set[str]()
         for query in queries:
-            if (task := query.task) is None or task in tasks:
-                yield query
-                continue
-            if task not in unknown:
-                reason = f"the model has no task {task!r}; it has {', '.join(tasks)}"
-                _LOG.warning(f"{query.position}: the router decides, for {reason}")
-            unknown.add(task)
-            yield query.model_copy(update={"task": None})
-
-    def _scorable(self, queries: Iterable[Query], on_bad: OnBad) -> Iterator[Query]:
-        for query in queries:
-            try:
-                self.model.encoder.encode(query)
-            except DataError as error:
-                on_bad(error)
-            else:
-                yield query
+            task = query.task if self.task is None else self.task
+            if task is not None and task not in tasks:
+                if task not in unknown:
+                    reason = f"the model has no task {task!r}; it has {', '.join(tasks)}"
+                    _LOG.warning(f"{query.position}: the router decides, for {reason}")
+                unknown.add(task)
+                task = None
+            if on_bad is not None:
+                try:
+                    self.model.encoder.encode(query)
+                except DataError as error:
+                    on_bad(error)
+                    continue
+            yield query if task == query.task else query.model_copy(update={"task": task})
 
     def _row(self, query: Query, scores: Sequence[Score]) -> ScoreRow:
         first, rewards = scores[0], [score.reward for score in scores]
@@ -251,24 +245,24 @@ def shards_of(file: str, most: int) -> list[Shard]:
         DataError: the file does not exist, cannot be read or has no rows.
     """
     rows = open_rows(file)  # raises if the name is invalid
-    splitters = {".parquet": _parquet_shards, ".jsonl": _line_shards, ".ndjson": _line_shards}
-    if is_compressed(file) or file_kind(file) not in splitters:
-        shards = [Shard(file=file, rows=sum(1 for _ in rows))]
-    else:
-        try:
-            shards = list(splitters[file_kind(file)](file, most))
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", file=file, hint="check the file") from None
+    kind = "" if is_compressed(file) else file_kind(file)
+    try:
+        if kind == ".parquet":
+            with open_binary(file) as source:
+                total = parquet.read_metadata(source).num_rows
+            starts = range(0, total, most)
+            shards = [Shard(file=file, first=start + 1, rows=min(most, total - start)) for start in starts]
+        elif kind in (".jsonl", ".ndjson"):
+            shards = list(_line_shards(file, most))
+        else:
+            shards = [Shard(file=file, rows=sum(1 for _ in rows))]
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", file=file, hint="check the file") from None
     if not sum(shard.rows for shard in shards):
         raise DataError("has no rows", file=file, hint="remove it from the input")
     return shards
-
-
-def _parquet_shards(file: str, most: int) -> Iterator[Shard]:
-    with open_binary(file) as source:
-        total = parquet.read_metadata(source).num_rows
-    for start in range(0, total, most):
-        yield Shard(file=file, first=start + 1, rows=min(most, total - start))
 
 
 def _line_shards(file: str, most: int) -> Iterator[Shard]:

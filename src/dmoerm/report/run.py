@@ -220,31 +220,29 @@ def _errors(errors: ErrorAnalysis) -> Iterator[Content]:
     for caption, rows in (("length", errors.by_length), ("agreement of annotators", errors.by_agreement)):
         parted = [[n, *numbers(e, pairs="", prompts=""), estimate_number(e)] for n, e in rows.items()]
         yield Table(f"Accuracy of dmoerm by {caption}", ["pairs", "number", "prompts", "accuracy"], parted)
-    for pair in errors.worst:
-        scores = {"reward": pair.rewards, "uncertainty": pair.uncertainty, **pair.capabilities}
-        rows = [[name, *(Number(f"{score:.2f}") for score in both)] for name, both in scores.items() if both]
-        table = Table(f"Scores of group {pair.id}", ["score", "preferred by people", "preferred by dmoerm"], rows)
-        yield _shown(pair, pair.task, ("people", "dmoerm"), table)
+    yield from (_shown(pair, "people", "dmoerm") for pair in errors.worst)
 
 
 def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
-    if doubts is None:
-        return
-    yield (
-        f"Scores of a model that was not trained on them contradict {doubts.contradicted} of {doubts.judged} labels of "
-        "the training part. `dmoerm data suspects` writes them for relabeling."
-    )
-    for label in doubts.worst:
-        subject = label.task if label.capability is None else f"{label.task}, {label.capability}"
-        row: TableRow = [label.task, label.capability or "overall", Number(f"{label.probability:.1%}")]
-        table = Table(f"Label of group {label.id}", ["task", "label", "probability of the label"], [row])
-        yield _shown(label, subject, ("the label", "the model"), table)
+    if doubts is not None:
+        counts = f"{doubts.contradicted} of {doubts.judged} labels of the training part"
+        yield f"Scores of a model that was not trained on them contradict {counts}."
+        yield "`dmoerm data suspects` writes them for relabeling."
+        yield from (_shown(label, "the label", "the model") for label in doubts.worst)
 
 
-def _shown(pair: ShownPair, subject: str, sides: tuple[str, str], table: Table) -> Fold:
+def _shown(pair: ShownPair, first: str, second: str) -> Fold:
     start = pair.prompt if len(pair.prompt) <= 80 else f"{pair.prompt[:79]}…"
-    texts = [f"Preferred by {side}: {text}" for side, text in zip(sides, (pair.preferred, pair.other), strict=True)]
-    return Fold(f"{subject}: probability {pair.probability:.1%}, {start}", [f"Prompt: {pair.prompt}", *texts, table])
+    subject = pair.task if pair.capability is None else f"{pair.task}, {pair.capability}"
+    texts = [
+        f"Prompt: {pair.prompt}",
+        f"Preferred by {first}: {pair.preferred}",
+        f"Preferred by {second}: {pair.other}",
+    ]
+    scores = {"reward": pair.rewards, "uncertainty": pair.uncertainty, **pair.capabilities}
+    rows = [[name, *(Number(f"{score:.2f}") for score in both)] for name, both in scores.items() if both]
+    table = Table(f"Scores of group {pair.id}", ["score", f"preferred by {first}", f"preferred by {second}"], rows)
+    return Fold(f"{subject}: probability {pair.probability:.1%}, {start}", [*texts, table or Code(f"group {pair.id}")])
 
 
 def _costs(results: Results) -> Table:
