@@ -69,8 +69,14 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
     Raises:
         DataError: fewer than two samples, unequal lengths, a number that is not finite, an n that is out of range.
     """
-    proxy, scores = _checked(proxy, scores)
+    proxy, scores = np.asarray(proxy, dtype=float), np.asarray(scores, dtype=float)
     total = len(proxy)
+    if total < 2 or len(scores) != total:
+        shape = f"{total} proxy rewards and {len(scores)} scores"
+        raise DataError("best-of-n needs two samples or more, each with both", field="scores", value=shape)
+    if bad := [i for i in range(total) if not np.isfinite([proxy[i], scores[i]]).all()]:
+        rewards = (float(proxy[bad[0]]), float(scores[bad[0]]))
+        raise DataError(f"a reward of sample {bad[0]} is not finite", field="scores", value=rewards)
     if wrong := [n for n in ns if not 1 <= n <= total]:
         raise DataError(
             f"cannot be estimated from {total} samples", field="n", value=wrong[0], hint=f"use 1 to {total}"
@@ -78,31 +84,16 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
     order = np.argsort(proxy, kind="stable")
     _, index, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
     scores = (np.bincount(index, scores[order]) / counts)[index]  # equal proxies share their mean
-    return np.array([_weights(total, n) @ scores for n in ns])
-
-
-def _weights(total: int, n: int) -> Array:
-    """Return C(i−1, n−1) / C(N, n) for i = 1 … N; 0 for i < n."""
-    i = np.arange(n, total + 1, dtype=float)
-    logs = _log_choose(i - 1, n - 1) - _log_choose(np.array(float(total)), n)
-    return np.concatenate([np.zeros(n - 1), np.exp(logs)])
+    estimates = []
+    for n in ns:
+        i = np.arange(n, total + 1, dtype=float)  # the weight of the i-th is C(i−1, n−1) / C(N, n), and 0 below n
+        logs = _log_choose(i - 1, n - 1) - _log_choose(np.array(float(total)), n)
+        estimates.append(np.exp(logs) @ scores[n - 1 :])
+    return np.array(estimates)
 
 
 def _log_choose(n: Array, k: int) -> Array:
     return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
-
-
-def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
-    rows = {"proxy": np.asarray(proxy, dtype=float), "scores": np.asarray(scores, dtype=float)}
-    for name, row in rows.items():
-        if row.ndim != 1 or len(row) < 2:
-            raise DataError("best-of-n needs two samples or more", field=name, value=row.shape, hint="draw more")
-        if not np.isfinite(row).all():
-            bad = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise DataError(f"the reward of sample {bad} is not finite", field=name, value=float(row[bad]))
-    if len(rows["proxy"]) != len(rows["scores"]):
-        raise DataError(f"{len(rows['proxy'])} proxy rewards for {len(rows['scores'])} scores", field="scores")
-    return rows["proxy"], rows["scores"]
 
 
 # --- curves --------------------------------------------------------------------------------------------------------
@@ -145,13 +136,15 @@ def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 
     """
     means = resampled_means(gold, seed, _RESAMPLES)
     low, high = interval(means, len(gold)).T
+    best = int(gold.mean(0).argmax())
+    falls = any(interval(means[:, k] - means[:, best], len(gold))[1] < 0 for k in range(best + 1, len(ns)))
     return MethodCurve(
         proxy=tuple(proxy.mean(0).tolist()),
         gold=tuple(gold.mean(0).tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         fit=_curve(np.sqrt(best_of_n_kl(ns)), gold.mean(0), means),
-        falls_after=_falls_after(ns, gold.mean(0), means, len(gold)) if len(gold) >= _MIN_PROMPTS else None,
+        falls_after=ns[best] if falls and len(gold) >= _MIN_PROMPTS else None,
     )
 
 
@@ -165,9 +158,3 @@ def _curve(d: Array, gold: Array, means: Array) -> CurveFit | None:
         return curve
     low, high = interval(np.array(known))
     return curve.model_copy(update={"peak_low": float(low), "peak_high": float(high)})
-
-
-def _falls_after(ns: Sequence[int], gold: Array, means: Array, prompts: int) -> int | None:
-    best = int(gold.argmax())
-    later = [k for k in range(best + 1, len(ns)) if interval(means[:, k] - means[:, best], prompts)[1] < 0]
-    return ns[best] if later else None

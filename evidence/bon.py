@@ -63,10 +63,8 @@ class Samples:
 
     def chunks(self) -> list[Query]:
         """Split the query into chunks that fit a scoring pass."""
-        texts = self.query.responses
-        return [
-            self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
-        ]
+        parts = [self.query.responses[i : i + _CHUNK] for i in range(0, len(self.query.responses), _CHUNK)]
+        return [self.query.model_copy(update={"responses": part}) for part in parts]
 
 
 def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
@@ -164,12 +162,6 @@ class ScoredSamples:
     rewards: Mapping[str, Array]
 
 
-def default_ns(samples: int) -> list[int]:
-    """Return 1, 2, 4, … and the number of samples itself."""
-    ns = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
-    return ns if ns[-1] == samples else [*ns, samples]
-
-
 def measure_best_of_n(
     config: Config,
     samples: Mapping[int, Sequence[Samples]],
@@ -191,7 +183,8 @@ def measure_best_of_n(
     """
     console = console or Console(stderr=True)
     fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
-    checked = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
+    powers = [2**i for i in range(fewest.bit_length())]  # 1, 2, 4, … and the number of samples itself
+    checked = tuple(sorted({1, *(ns or [*powers, fewest])}))
     if wrong := [n for n in checked if not 1 <= n <= fewest]:
         raise DataError(
             f"cannot be estimated from {fewest} samples", field="n", value=wrong[0], hint=f"use 1 to {fewest}"
@@ -263,11 +256,13 @@ def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[i
             for method in methods
         }
         curves[name] = {method: summarize_prompts(rows[:, 0], rows[:, 1], ns) for method, rows in found.items()}
-        ends[name] = {
-            f"dmoerm - {method}": _difference(found["dmoerm"][:, 1, -1] - rows[:, 1, -1])
-            for method, rows in found.items()
-            if method != "dmoerm"
-        }
+        ends[name] = {}
+        for method in methods:
+            if method != "dmoerm":
+                by_prompt = found["dmoerm"][:, 1, -1] - found[method][:, 1, -1]
+                low, high = mean_interval(by_prompt[:, None])[0]
+                difference = Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
+                ends[name][f"dmoerm - {method}"] = difference
     return BestOfNCondition(curves=curves, at_the_end=ends)
 
 
@@ -282,11 +277,6 @@ def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Ar
         proxy = (rewards - rewards.mean()) / max(rewards.std(), 1e-9)
         rows.append([best_of_n(proxy, proxy, ns), best_of_n(proxy, group.gold, ns)])
     return np.mean(rows, axis=0)
-
-
-def _difference(by_prompt: Array) -> Difference:
-    low, high = mean_interval(by_prompt[:, None])[0]
-    return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
 
 
 def options_of_bon() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dmoerm.report.plots import as_svg, color_of, name_rows
@@ -51,14 +50,8 @@ def comparison(files: Files) -> Figure:
         axes.set_title(DATA[name], fontsize=9)
         axes.set_xlabel("accuracy on held-out prompts, %")
     for condition, marker in _MARKERS.items():
-        panels[0].plot(
-            [],
-            [],
-            marker,
-            color="#444444",
-            markerfacecolor="#444444" if condition == "clean" else "white",
-            label=condition,
-        )
+        face = "#444444" if condition == "clean" else "white"
+        panels[0].plot([], [], marker, color="#444444", markerfacecolor=face, label=condition)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -79,23 +72,19 @@ def label_shares(files: Files) -> Figure:
             for name, c in conditions.items()
             if setting in c["settings"] or name == "all"
         )
+        shares = [100 * share for share, _ in rows]
         for method in ("general", "per_task", "all_labels", "dmoerm"):
             means = np.array([[100 * row[method]["mean"][end] for end in ("value", "low", "high")] for _, row in rows])
-            shares = [100 * share for share, _ in rows]
             axes.plot(shares, means[:, 0], "o-", color=color_of(method), label=method, markersize=4)
             axes.fill_between(shares, means[:, 1], means[:, 2], color=color_of(method), alpha=0.1, linewidth=0)
-        _log_shares(axes, [100 * share for share, _ in rows])
+        axes.set_xscale("log")
+        axes.set_xticks(shares, [f"{share:g}" for share in shares])
+        axes.minorticks_off()
+        axes.grid()
         axes.set_xlabel(f"share of the prompts with {title}, %")
     figure.axes[0].set_ylabel("accuracy, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
-
-
-def _log_shares(axes: Axes, shares: list[float]) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:g}" for share in shares])
-    axes.minorticks_off()
-    axes.grid()
 
 
 @as_svg

@@ -33,7 +33,7 @@ from evidence.best_of_n_estimates import CurveFit, fit_curve
 from evidence.compare import command_line, conditions_of, options_parser, write_results
 from evidence.conditions import Changes, condition_run, experiment_config, run_data
 from evidence.methods import ensembles
-from evidence.rl import Point, PolicyConfig, RLConfig, RLPrompt, draw_prompts, make_policy, optimize
+from evidence.rl import Point, PolicyConfig, RLConfig, draw_prompts, make_policy, optimize
 
 _METHODS = ("general", "ensemble_uwo", "dmoerm")
 
@@ -124,7 +124,11 @@ def optimize_policies(
         prompts: testbed prompts per task that the reward models are trained and tested on.
     """
     progress, chosen = Progress(), choose_methods(methods)
-    drawn = _prompts(settings, seeds, drawn_prompts, prompts)
+    # Neither the policy was fine-tuned on these prompts nor the reward models of any seed.
+    train = [group for seed in seeds for group in run_data(changed(settings.config, {"seed": seed}), prompts).train]
+    known = {prompt_key(group.prompt) for group in train}
+    drawn = draw_prompts(drawn_prompts, settings.policy.seed, skip=settings.policy.prompts_per_task)
+    drawn = [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]
     weights = [validated(RLConfig, {**settings.rl.model_dump(), "beta": beta}, "--beta") for beta in betas]
     weights = weights or [settings.rl]
     runs: list[PolicyRun] = []
@@ -167,17 +171,6 @@ def optimize_policies(
 
 def _rewards(suite: Suite, method: str, queries: Sequence[Query]) -> list[list[float]]:
     return [group.rewards[method].tolist() for group in suite.score(queries, keep=False)]
-
-
-def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int, trained: int) -> list[RLPrompt]:
-    """Draw prompts that neither the policy was fine-tuned on nor the reward models of any seed."""
-    known = {
-        prompt_key(group.prompt)
-        for seed in seeds
-        for group in run_data(changed(settings.config, {"seed": seed}), trained).train
-    }
-    drawn = draw_prompts(count, settings.policy.seed, skip=settings.policy.prompts_per_task)
-    return [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]
 
 
 def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:

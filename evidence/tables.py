@@ -92,9 +92,13 @@ def _share(results: Results | None) -> str:
 
 
 def _points(results: Results | None) -> str:
-    if not results:
-        return "–"
-    return f"{100 * results['value']:+.1f} ({100 * results['low']:+.1f} to {100 * results['high']:+.1f})"
+    return _signed(results, 100, 1) if results else "–"
+
+
+def _signed(difference: Results, scale: float = 1, digits: int = 3) -> str:
+    """Return a difference with its interval, which is left out if it has no width, as with one seed."""
+    value, low, high = (f"{scale * difference[end]:+.{digits}f}" for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if difference["low"] < difference["high"] else value
 
 
 def _best_of_n(results: Results) -> list[str]:
@@ -127,7 +131,7 @@ def _curve(method: str, curve: Results, ns: Sequence[int], shown: Sequence[int],
         f"{gold[peak]:.3f} at {ns[peak]:,}",
         "–" if fit["peak"] is None else f"{fit['peak']:.2f}{interval}",
         "–" if curve["falls_after"] is None else f"{curve['falls_after']:,}",
-        "–" if end is None else f"{end['value']:+.3f} ({end['low']:+.3f} to {end['high']:+.3f})",
+        "–" if end is None else _signed(end),
     ]
 
 
@@ -167,12 +171,6 @@ def _policies(results: Results) -> list[str]:
     ]
     pairs = [[condition, name, _signed(d)] for condition, row in results["paired"].items() for name, d in row.items()]
     return [*lines, *_table(["condition", "pair", "difference"], pairs)]
-
-
-def _signed(difference: Results) -> str:
-    """Return a difference with its interval, which is left out if it has no width, as with one seed."""
-    value, low, high = (difference[end] for end in ("value", "low", "high"))
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" if low < high else f"{value:+.3f}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

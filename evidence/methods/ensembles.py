@@ -14,8 +14,8 @@ Shapes: k members, N responses.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,21 +40,14 @@ _COMBINATIONS = {
 }
 
 
-def _train_ensemble(context: MethodContext) -> TrainedMethod:
-    return _ensemble(context, context.once(train_members))
-
-
-def _train_bagged(context: MethodContext) -> TrainedMethod:
-    return _ensemble(context, train_members(context, bagging=True))
-
-
 def _train_warm(context: MethodContext) -> TrainedMethod:
     run, merged = context.run, averaged(context.once(train_members))
     return TrainedMethod(lambda batch: single_rewards(run, merged, batch)[None])
 
 
-def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer]) -> TrainedMethod:
+def _train_ensemble(context: MethodContext, bagging: bool) -> TrainedMethod:
     run = context.run
+    scorers = train_members(context, bagging=True) if bagging else context.once(train_members)
     center, scale = reward_statistics(run, scorers, context.train)
 
     def score(batch: ScoringBatch) -> Tensor:
@@ -138,10 +131,14 @@ def _resampled(examples: Examples, seed: int) -> Examples:
 
 register(
     *(
-        Method(f"{name}_{combination}", f"{description}: {text}", train, functools.partial(_combine, combination))
+        Method(f"{name}_{combination}", f"{description}: {text}", train, partial(_combine, combination))
         for name, description, train in (
-            ("ensemble", "single models with other starts and data orders", _train_ensemble),
-            ("bagged", "single models, each on its own resample of the prompts", _train_bagged),
+            ("ensemble", "single models with other starts and data orders", partial(_train_ensemble, bagging=False)),
+            (
+                "bagged",
+                "single models, each on its own resample of the prompts",
+                partial(_train_ensemble, bagging=True),
+            ),
         )
         for combination, text in _COMBINATIONS.items()
     ),

@@ -111,17 +111,10 @@ def _weigh(weights: Weights, counts: Mapping[str, int]) -> float:
     total = weights[BASE]
     for name, weight in weights.items():
         if name != BASE:
-            total += weight * (_help(counts[name]) if weight > 0 else _harm(counts[name]))
+            few, extra = min(counts[name], 3), max(0, counts[name] - 3)
+            help_ = max(0.0, _HELP[few] - _HELP_LOST_PER_EXTRA * extra)
+            total += weight * (help_ if weight > 0 else _HARM[few])
     return min(1.0, max(0.0, total))
-
-
-def _help(count: int) -> float:
-    extra = max(0, count - 3)
-    return max(0.0, _HELP[min(count, 3)] - _HELP_LOST_PER_EXTRA * extra)
-
-
-def _harm(count: int) -> float:
-    return _HARM[min(count, 3)]
 
 
 def _roleplay(g: Mapping[str, float]) -> float:
