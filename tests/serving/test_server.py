@@ -127,7 +127,7 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or str(given[name]) == str(field.default), name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 8
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 5
 
 
 HANGS = """

@@ -50,9 +50,6 @@ _HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
 class PassTimeout(ServerError):
     """A pass has not ended in time. Its thread cannot be stopped, so the process must end."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"a pass has not ended within {seconds:g} s, so the server ends; see --pass-timeout")
-
 
 # --- what waits ----------------------------------------------------------------------------------------------------
 
@@ -92,13 +89,6 @@ class QueuedRequest:
         self.arrived = self.turn = time.monotonic()
         self.started, self.id = False, REQUEST_ID.get()
         self.routed: dict[tuple[int, str], Score] = {}
-
-    def as_routed(self, part: QueuedPart) -> QueuedPart:
-        """Return the part with the route of another part with the same prompt, if one has been scored."""
-        score = self.routed.get((part.query, part.encoded.prompt_key))
-        if score is None or isinstance(part.task, Known):
-            return part
-        return part._replace(task=Known(part.task, tuple(score.route.values())))
 
     def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
         """Store a part's scores; the last part completes the request."""
@@ -387,7 +377,8 @@ class Batcher:
                     with self.throughput.measured(tokens):
                         running = loop.run_in_executor(self._engine, self._run_pass, encoded, tasks)
                         if not (await asyncio.wait([running], timeout=settings.pass_timeout))[0]:
-                            raise PassTimeout(settings.pass_timeout)
+                            limit = f"{settings.pass_timeout:g} s, so the server ends; see --pass-timeout"
+                            raise PassTimeout(f"a pass has not ended within {limit}")
                         rows = running.result()
                 except PassTimeout:
                     raise
@@ -426,7 +417,14 @@ class Batcher:
             self.metrics.queued.observe(now - request.arrived)
         if not self.waiting_tokens and not self._alone:
             self._arrived.clear()
-        return [(request, request.as_routed(part)) for request, part in taken if not request.done.done()]
+        routed: list[tuple[QueuedRequest, QueuedPart]] = []
+        for request, part in taken:
+            score = request.routed.get((part.query, part.encoded.prompt_key))
+            if score is not None and not isinstance(part.task, Known):  # the first part's route holds for all
+                part = part._replace(task=Known(part.task, tuple(score.route.values())))
+            if not request.done.done():
+                routed.append((request, part))
+        return routed
 
     def _give(self, groups: Sequence[Pass], rows: Sequence[Sequence[Score]]) -> None:
         """Give the requests the scores of a pass."""
