@@ -26,7 +26,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, Self, TypeVar, overload
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, overload
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -91,6 +92,7 @@ class _ModelsContent(BaseModel):
 _clients: weakref.WeakSet[BaseClient] = weakref.WeakSet()
 
 
+@dataclass(eq=False)
 class BaseClient:
     """The settings of a client. It can be used from any number of threads, and in forked processes.
 
@@ -103,47 +105,40 @@ class BaseClient:
         concurrency: maximum number of requests in flight, over all threads or tasks that use the client.
         transport: an httpx2 transport that replaces the network; forked processes share it.
 
-    Attributes:
-        arguments: the arguments with which another client sends the same requests to the same server.
-
     Raises:
         ConfigError: the URL or the key is invalid.
     """
 
-    _http_type: type[Any]
-    _semaphore_type: type[Any]
+    url: str = "http://127.0.0.1:8000"
+    api_key: str | None = field(default=None, repr=False)
+    model: str | None = None
+    timeout: float = 60.0
+    retries: int = 8
+    concurrency: int = 16
+    transport: Any = None
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        api_key: str | None = None,
-        model: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 8,
-        concurrency: int = 16,
-        transport: Any = None,
-    ) -> None:
+    _http_type: ClassVar[type[Any]]
+    _semaphore_type: ClassVar[type[Any]]
+
+    def __post_init__(self) -> None:
         try:
-            valid = url.startswith(("http://", "https://")) and httpx2.URL(url).host
+            valid = self.url.startswith(("http://", "https://")) and httpx2.URL(self.url).host
         except httpx2.InvalidURL:
             valid = False
         if not valid:
-            raise ConfigError(f"url must be an http:// or https:// URL with a host (got {url!r})")
-        key = os.environ.get("DMOERM_API_KEY", "") if api_key is None else api_key
-        if not (key.isascii() and (key + " ").isprintable()):
+            raise ConfigError(f"url must be an http:// or https:// URL with a host (got {self.url!r})")
+        self.url = self.url.rstrip("/")
+        self.api_key = os.environ.get("DMOERM_API_KEY", "") if self.api_key is None else self.api_key
+        if not (self.api_key.isascii() and (self.api_key + " ").isprintable()):
             raise ConfigError(f"the API key contains characters that an HTTP header cannot contain; {_KEY_HINT}")
-        self.url, self.model, self.retries, self._concurrency = url.rstrip("/"), model, retries, concurrency
-        self.arguments: dict[str, Any] = {"url": url, "api_key": key, "model": model, "timeout": timeout}
-        self.arguments |= {"retries": retries, "transport": transport}
         self._connect()
         _clients.add(self)
 
     def _connect(self) -> None:
         """Create the HTTP client of this process; it connects when it sends the first request."""
-        options = {name: self.arguments[name] for name in ("timeout", "transport")}
-        if key := self.arguments["api_key"]:
-            options["headers"] = {"Authorization": f"Bearer {key}"}
-        self._slots = self._semaphore_type(self._concurrency)
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        self._slots = self._semaphore_type(self.concurrency)
+        options: Any = {"headers": headers, "timeout": self.timeout, "transport": self.transport}
         self._http = self._http_type(base_url=self.url, **options)
 
     def _retry_policy(self) -> dict[str, Any]:

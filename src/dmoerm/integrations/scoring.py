@@ -107,12 +107,12 @@ async def score_samples_async(scorer: Scorer, samples: Iterable[Sample]) -> list
 
     Raises as `score_samples` does.
     """
-    transport = scorer.arguments["transport"] if isinstance(scorer, Client) else None
-    if not isinstance(scorer, Client) or not isinstance(transport, httpx2.AsyncBaseTransport | None):
+    if not isinstance(scorer, Client) or not isinstance(scorer.transport, httpx2.AsyncBaseTransport | None):
         return await asyncio.to_thread(score_samples, scorer, samples)
     clients, groups = _async_clients.setdefault(asyncio.get_running_loop(), {}), group_by_prompt(samples)
     if scorer not in clients:
-        clients[scorer] = AsyncClient(**scorer.arguments, concurrency=_CONCURRENCY)
+        same = {name: getattr(scorer, name) for name in ("url", "api_key", "model", "timeout", "retries", "transport")}
+        clients[scorer] = AsyncClient(**same, concurrency=_CONCURRENCY)
     return in_order(groups, await clients[scorer].score_queries([query for query, _ in groups]))
 
 
