@@ -99,7 +99,7 @@ class ActivationCache:
         if self._limit == 0 and self._needed():
             return len(set(keys))
         if is_main():
-            self._shrink()
+            self._make_room(0, used=True)
         barrier()
         self._index_all()  # written by other processes since
         self._store(self._missing(texts, keys), done)
@@ -193,54 +193,37 @@ class ActivationCache:
         """Write a shard if it fits within the limit; return whether it does."""
         name = hashlib.sha256("".join(tensors).encode()).hexdigest()[:16]
         shard_file, content = self.folder / f"{name}.safetensors", save(tensors)
-        with self._lock():
-            if self._make_room(len(content)) > 0:
+        self.root.mkdir(parents=True, exist_ok=True)
+        # the limit holds for all processes that write there
+        limited = self._limit < float("inf")
+        with FileLock(self.root / ".lock", timeout=_LOCK_SECONDS) if limited else contextlib.nullcontext():
+            if not self._make_room(len(content)):
                 return False
             write_file(shard_file, content)
         self._index(shard_file)
         self._used.add(shard_file)
         return True
 
-    def _lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the lock of the root folder: the limit holds for all processes that write there."""
-        if self._limit == float("inf"):
-            return contextlib.nullcontext()
-        self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / ".lock", timeout=_LOCK_SECONDS)
+    def _make_room(self, size: int, used: bool = False) -> bool:
+        """Remove least recently used files until `size` bytes fit; return whether they do.
 
-    def _make_room(self, size: int) -> float:
-        """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that do not."""
-        excess, shards = self._excess(size)
-        for shard_file, modified, taken in shards:  # a newer one is in use by another run
-            if excess > 0 and shard_file not in self._used and modified < self._opened:
-                excess -= self._remove(shard_file, taken)
-        return excess
-
-    def _shrink(self) -> None:
-        """Reduce the folder to a limit that was higher before; evict this run's own shards too if necessary."""
-        if self._excess(0)[0] <= 0:  # no lock: a complete cache may be in a folder that cannot be written
-            return
-        with self._lock():
-            excess, shards = self._excess(0)
-            for shard_file, _, taken in shards:
-                excess -= self._remove(shard_file, taken) if excess > 0 else 0
-
-    def _excess(self, size: int) -> tuple[float, list[tuple[Path, float, int]]]:
-        """Return the bytes by which the shards plus `size` exceed the limit, and (shard, time, size), oldest first."""
-        shards: list[tuple[Path, float, int]] = []
+        Args:
+            used: also remove files that this run or another one uses, since the limit was higher before.
+        """
+        files: list[tuple[float, Path, int]] = []
         for file in (file for suffix in _SUFFIXES for file in self.root.rglob(f"*{suffix}")):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
                 stat = file.stat()
-                shards.append((file, stat.st_mtime, stat.st_size))
-        return sum(taken for *_, taken in shards) + size - self._limit, sorted(shards, key=lambda each: each[1])
-
-    def _remove(self, shard_file: Path, size: int) -> int:
-        try:
-            shard_file.unlink(missing_ok=True)
-        except PermissionError:  # Windows does not remove open files
-            return 0
-        self._forget(shard_file)
-        return size
+                files.append((stat.st_mtime, file, stat.st_size))
+        excess = sum(taken for *_, taken in files) + size - self._limit
+        for modified, file, taken in sorted(files):
+            in_use = file in self._used or modified >= self._opened  # by this run, or by another one
+            if excess > 0 and (used or not in_use):
+                with contextlib.suppress(PermissionError):  # Windows does not remove open files
+                    file.unlink(missing_ok=True)
+                    self._forget(file)
+                    excess -= taken
+        return excess <= 0
 
     def _forget(self, shard_file: Path) -> None:
         self._open.pop(shard_file, None)

@@ -41,9 +41,6 @@ _PRIOR_WIDTH = 0.5  # standard deviation of log T
 Examples = Sequence[PreferenceExample]
 Vectors = Mapping[str, Tensor]
 """Key of an example → its responses' scores (N, s)."""
-HeldOut = tuple[Examples, Vectors, Sequence[float | None], float | None]
-"""Examples with held-out scores; the scores, of all training examples too; the accuracies of the k experts on held-out
-labels of their capabilities (0.5 if they may be chance, None without labels), and of phase 1 on overall labels."""
 
 
 # --- phase 3 with an exact fit ----------------------------------------------------------------------------------------
@@ -53,15 +50,27 @@ labels of their capabilities (0.5 if they may be chance, None without labels), a
 def weight_scores(training: Training, task: str) -> StepMetrics:
     """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
 
-    Scores of heads that are all fitted exactly are out of fold; otherwise those of the validation prompts are held out.
+    Scores of heads that are all fitted exactly are out of fold. Otherwise those of the validation prompts are held out;
+    if none of these has labels, those of the training prompts stand for them.
     """
     run, (train, validation) = training.run, training.of(task)
     task_model, exact = run.model.task_model(task), training.is_exact(task)
     aggregator, linear = task_model.aggregator, task_model.aggregator.linear
     assert linear is not None
+    capabilities = task_model.experts.capabilities
     vectors = task_vectors(run, task, validation if exact else [*train, *validation])
-    held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
-    (examples, scores, accuracies, reference), capabilities = held_out, task_model.experts.capabilities
+    if exact:
+        examples, scores, folds = train, out_of_fold_scores(training, task, train), training.folds
+        accuracies = [float(folds[task, name].accuracy) for name in (*capabilities, "per_task")]
+    else:
+        examples = validation if labeled(validation) else train
+        scores = {key: aggregator.scores(row) for key, row in vectors.items()}
+        names = (*capabilities, None)  # phase 1's score is the first after those of the experts
+        unit = torch.ones(len(aggregator.base_names) + len(capabilities))
+        by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
+        accuracies = [_accuracy(pairs, i) for i, pairs in enumerate(by_name)]
+    *experts, reference = accuracies
+    experts = [_above_chance(share, examples, name) for share, name in zip(experts, capabilities, strict=True)]
     known = torch.cat([scores[e.key] for e in train])
     linear.normalizer.fit(known)
     if capabilities:
@@ -69,10 +78,9 @@ def weight_scores(training: Training, task: str) -> StepMetrics:
     scale, seed = linear.normalizer.scale.cpu(), run.config.seed
     (pairs,) = linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)
     general = _accuracy(pairs, len(capabilities) + 1)
-    weights = score_weights(accuracies, reference, general, linear.read.cpu())
+    weights = score_weights(experts, reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
-    rewards = map_rows(aggregator, vectors, run)
-    calibration = task_model.calibration
+    rewards, calibration = map_rows(aggregator, vectors, run), task_model.calibration
     if exact:
         rewards |= map_rows(linear, scores, run)
         calibrate(calibration, rewards, [], [*train, *validation])
@@ -87,26 +95,6 @@ def weight_scores(training: Training, task: str) -> StepMetrics:
     names = (*capabilities, *aggregator.base_names)
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
     return metrics
-
-
-def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
-    folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
-    accuracies = [_above_chance(float(folds[task, name].accuracy), train, name) for name in capabilities]
-    scores = out_of_fold_scores(training, task, train)
-    return train, scores, accuracies, float(folds[task, "per_task"].accuracy)
-
-
-def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
-    """Measure the accuracies on the validation prompts, or on training prompts if no validation prompt has labels."""
-    task_model, (train, validation) = training.run.model.task_model(task), training.of(task)
-    examples = validation if labeled(validation) else train
-    scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
-    names = (*task_model.experts.capabilities, None)  # phase 1's score is the first after those of the experts
-    unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
-    by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
-    *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
-    known = zip(accuracies, task_model.experts.capabilities, strict=True)
-    return examples, scores, [_above_chance(share, examples, name) for share, name in known], reference
 
 
 def _above_chance(accuracy: float | None, examples: Examples, capability: str) -> float | None:
@@ -176,7 +164,11 @@ def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
     if not weights[count:].any():
         return weights  # the reward is that of the experts alone
     scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
-    losses = [_losses_at_best_temperature(pairs, row) for row in scaled]
+    losses: list[Tensor] = []
+    for row in scaled:
+        margins = (pairs.differences @ row)[:, None] * torch.logspace(-1.3, 1.3, 40)  # a column per temperature
+        by_temperature = preference_losses(margins, pairs.target[:, None])
+        losses.append(by_temperature[:, int((by_temperature * pairs.weight[:, None]).sum(0).argmin())])
     best, largest = scaled[0], 0.0
     for row, loss in zip(scaled[1:], losses[1:], strict=True):
         gains = pairs.weight * (losses[0] - loss)
@@ -184,13 +176,6 @@ def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
         if gain > max(largest, float(gains.square().sum().sqrt())):
             best, largest = row, gain
     return best / best.sum().clamp(min=1e-12)
-
-
-def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
-    """Return the losses (P,) of rewards by these weights at the temperature with the lowest weighted sum."""
-    margins = (pairs.differences @ weights)[:, None] * torch.logspace(-1.3, 1.3, 40)
-    losses = preference_losses(margins, pairs.target[:, None])
-    return losses[:, int((losses * pairs.weight[:, None]).sum(0).argmin())]
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from ..config import Config, changed, load_config
@@ -58,7 +57,7 @@ _SOURCES = (
 # --- changes that train -----------------------------------------------------------------------------------------------
 
 
-def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, console: Console | None = None) -> DMoERM:
+def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path) -> DMoERM:
     """Add a task to a trained model: its branch, experts, aggregator and calibration, and its row of the router.
 
     Args:
@@ -103,17 +102,11 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
         phases = [Step(step_name(do.__name__, task), (), partial(do, task=task)) for do in (phase1, phase2, phase3)]
         return [Step("router", (), join_router), *phases]
 
-    return _run(folder, target, model, config, data, grow, ModelChange(change="add", task=task), console)
+    return _run(folder, target, model, config, data, grow, ModelChange(change="add", task=task))
 
 
 def change_capability(
-    folder: Path,
-    task: str,
-    capability: str,
-    change: CapabilityChange,
-    overrides: Sequence[str],
-    target: Path,
-    console: Console | None = None,
+    folder: Path, task: str, capability: str, change: CapabilityChange, overrides: Sequence[str], target: Path
 ) -> DMoERM:
     """Add, retrain or remove one expert of a task, and fit the task's aggregator and calibration again.
 
@@ -163,7 +156,7 @@ def change_capability(
         return [*([expert] if trained else []), Step("phase3", (), partial(phase3, task=task))]
 
     entry = ModelChange(change=change, task=task, capability=capability)
-    return _run(folder, target, model, config, data, grow, entry, console)
+    return _run(folder, target, model, config, data, grow, entry)
 
 
 def _load(folder: Path) -> DMoERM:
@@ -291,7 +284,6 @@ def _run(
     data: Splits,
     grow: Callable[[], list[Step]],
     change: ModelChange,
-    console: Console | None,
 ) -> DMoERM:
     """Change the model by the steps that `grow` returns, and save it with its history."""
     file = folder / SUMS if (folder / SUMS).is_file() else folder / "config.json"
@@ -302,7 +294,7 @@ def _run(
     different = {k: v for k, v in flat(config.model_dump(mode="json")).items() if settings.get(k) != v}
     with exclusive_folder(work):
         config = changed(config, {"output": str(work)})
-        run = Run(config, model, open_cache(config, model), claim(config, data), Progress(console))
+        run = Run(config, model, open_cache(config, model), claim(config, data), Progress())
         report_data(run, data)
         steps = grow()
         with run.progress.run(1 + len(steps)):

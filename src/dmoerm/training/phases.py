@@ -192,23 +192,19 @@ def apply_base(scorer: BranchScorer, state: State) -> None:
     scorer.requires_grad_(False)
 
 
-def first_part(run: Run, examples: Examples) -> Examples:
-    """Return the groups of phase 1; those of phase 3 if no other has an overall label."""
-    return _split(run, examples)[0]
+def first_part(run: Run, examples: Examples, second: bool = False) -> Examples:
+    """Return the groups of phase 1, or those of phase 3; the other ones if none of them has an overall label."""
+    fraction = run.config.phase1.phase1_fraction
+    if 1 - fraction == 1:  # 0, or so small that floating point cannot distinguish it
+        return examples
+    held = held_out((e.group for e in examples), 1 - fraction, run.config.seed)
+    parts = [[e for e, late in zip(examples, held, strict=True) if late == part] for part in (second, not second)]
+    return parts[0] if labeled(parts[0]) else parts[1]
 
 
 def second_part(run: Run, examples: Examples) -> Examples:
-    """Return the groups of phase 3; those of phase 1 if no other has an overall label."""
-    return _split(run, examples)[1]
-
-
-def _split(run: Run, examples: Examples) -> tuple[Examples, Examples]:
-    fraction = run.config.phase1.phase1_fraction
-    if 1 - fraction == 1:  # 0, or so small that floating point cannot distinguish it
-        return examples, examples
-    held = held_out((e.group for e in examples), 1 - fraction, run.config.seed)
-    first, second = ([e for e, late in zip(examples, held, strict=True) if late == part] for part in (False, True))
-    return first if labeled(first) else second, second if labeled(second) else first
+    """Return the groups of phase 3; see `first_part`."""
+    return first_part(run, examples, second=True)
 
 
 # --- phase 2 ----------------------------------------------------------------------------------------------------------
@@ -342,8 +338,7 @@ def _train_aggregator(
     if count:
         task_model.normalizer.fit(aggregator.scores(known)[:, :count])
     aggregator.fit_normalizers(known)
-    aggregator.requires_grad_(True)
-    module = PreferenceLossModule(aggregator, step.l2, aggregator)
+    module = PreferenceLossModule(aggregator.requires_grad_(True), step.l2, aggregator)
     parts, collate = [labeled(train), labeled(validation)], VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
     aggregator.requires_grad_(False)

@@ -127,8 +127,10 @@ def _choose(training: Training) -> tuple[State, StepMetrics]:
     examples = labeled(training.train if exact else training.validation)
     choice, metrics = (False, Routing()), StepMetrics(steps=0.0)
     if examples:
-        forms = {False: held_rewards(training, examples, exact)}
-        if exact and broadcast(_is_unsure(forms[False])):  # all processes take the same steps
+        hard = held_rewards(training, examples, exact)
+        forms, known = {False: hard}, hard.task >= 0
+        right = hard.routes[known, hard.task[known]]  # the mean of none is nan, which is not certain
+        if exact and broadcast(not float(right.mean()) >= _CERTAIN):  # all processes take the same steps
             _fit_heads(training, soft=True)
             forms[True] = held_rewards(training, examples, exact)
         choice = broadcast(search(forms, exact))
@@ -145,12 +147,6 @@ def _choose(training: Training) -> tuple[State, StepMetrics]:
         "general_weight": torch.tensor(routing.general_weight),
         "pooled": torch.tensor([task in routing.pooled for task in model.router.tasks]),
     }, metrics
-
-
-def _is_unsure(held: Held) -> bool:
-    known = held.task >= 0
-    right = held.routes[known, held.task[known]]
-    return float(right.mean()) < _CERTAIN if len(right) else True
 
 
 def search(forms: Mapping[bool, Held], exact: bool) -> Choice:

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import yaml
 from rich.console import Console
-from torch import Tensor
 
 from ..chat.truncation import count_truncation
 from ..config import AggregatorConfig, Config, dump_config
@@ -152,8 +151,8 @@ def begin(run: Run, data: Splits) -> Training:
         hint = "label some groups, so that the router can learn, or set data.task"
         raise DataError("no group names its task", field="task", hint=hint)
     examples = [*train_part, *validation]
-    texts = Texts(lambda i: examples[i].encoded, range(len(examples)))
     with run.progress.step("trunk's activations"):
+        texts = Texts(lambda i: examples[i].encoded, range(len(examples)))
         uncached = run.cache.fill(texts, run.progress.count)
     if uncached and sharded():
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
@@ -243,8 +242,10 @@ def split_examples(
         held = [prompt_key(group.prompt) in prompts for group in groups]
     else:
         held = held_out(groups, run.config.data.validation_fraction, run.config.seed + 1)
-    examples = list(zip(run.examples(groups), held, strict=True))
-    return [e for e, is_held in examples if not is_held], [e for e, is_held in examples if is_held]
+    parts: tuple[list[PreferenceExample], list[PreferenceExample]] = [], []
+    for example, is_held in zip(run.examples(groups), held, strict=True):
+        parts[is_held].append(example)
+    return parts
 
 
 def data_digest(data: Splits) -> str:
@@ -316,8 +317,12 @@ def check_batches(config: Config, processes: int) -> None:
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """Build the untrained model around the pretrained backbone, and open its activation cache."""
     model = build_model(config, taxonomy)
-    if sharded():
-        _prepare_shards(model, config)
+    if sharded():  # weights that the run trains become float32 now: sharded ones cannot change their dtype afterward
+        for scorer in (model.general, *(model.task_model(task).base for task in model.config.tasks)):
+            targets = lora_targets(scorer.branch, config.base_lora) if config.base == "lora" else ()
+            for name, module in scorer.branch.named_modules():
+                if config.base == "full" or name.rpartition(".")[2] in targets:
+                    module.float()
     model = move_to_device(model)
     return Run(config, model, open_cache(config, model), folder, progress)
 
@@ -330,6 +335,12 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     layer = resolve_branch_layer(config.backbone, backbone.config)
     if layer == 0 and config.router.kind == "trunk":
         raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
+    if start is not None and config.encoding.pooling == "mean":
+        raise ConfigError(
+            f"encoding.pooling: the backbone {config.backbone.path!r} is a reward model with a head on the last token, "
+            "from which a head on the mean cannot start; set encoding.pooling to both or last, or "
+            "backbone.reward_head to false"
+        )
     settings = DMoERMConfig(
         backbone=backbone_settings(backbone.config),
         branch_layer=layer,
@@ -346,8 +357,8 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     if config.backbone.quantization != "none":
         quantize((model.trunk, branch), config.backbone.quantization, device())
     model.general.branch = branch
-    if start is not None:
-        _start_general(model, start, config)
+    if start is not None:  # the general model scores as the reward model that is its backbone
+        model.general.head.start_from(start)
     if sharded():  # the other processes get the weights with the shards
         model.general.head.has_start = broadcast(start is not None)
     if config.router.kind == "own":
@@ -363,29 +374,6 @@ def aggregator_form(config: Config) -> AggregatorConfig:
     """Return the form of the aggregators, without how they are fitted."""
     form = config.phase3.model_dump(include=set(AggregatorConfig.model_fields))
     return AggregatorConfig.model_validate({**form, "inputs": config.phase3.inputs})
-
-
-def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
-    """Let the general model score as the reward model does that is its backbone."""
-    if config.encoding.pooling == "mean":
-        raise ConfigError(
-            f"encoding.pooling: the backbone {config.backbone.path!r} is a reward model with a head on the last token, "
-            "from which a head on the mean cannot start; set encoding.pooling to both or last, or "
-            "backbone.reward_head to false"
-        )
-    model.general.head.start_from(start)
-
-
-def _prepare_shards(model: DMoERM, config: Config) -> None:
-    """Convert the weights that the run trains to float32: sharded ones cannot change their dtype afterward."""
-    for scorer in (model.general, *(model.task_model(task).base for task in model.config.tasks)):
-        if config.base == "full":
-            scorer.branch.float()
-        elif config.base == "lora":
-            targets = lora_targets(scorer.branch, config.base_lora)
-            for name, module in scorer.branch.named_modules():
-                if name.rpartition(".")[2] in targets:
-                    module.float()
 
 
 def open_cache(config: Config, model: DMoERM) -> ActivationCache:

@@ -8,7 +8,7 @@ Shapes: N responses of an example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,42 +47,33 @@ class JudgedLabel:
 def judge_labels(training: Training) -> list[JudgedLabel]:
     """Judge the labels of the training part by scores that are held out; the most doubtful label first.
 
+    Labels of a capability are judged if its head was fitted exactly.
+
     Args:
         training: of a finished run; see `load_run`.
     """
-    judged: list[JudgedLabel] = []
-    run = training.run
+    run, judged = training.run, list[JudgedLabel]()
+
+    def judge(examples: Examples, task: str, capability: str | None, scores: Mapping[str, Tensor]) -> None:
+        for example in (e for e in examples if e.pairs.get(capability) and e.key in scores):
+            for pair in example.pairs[capability]:
+                margin = scores[example.key][pair.better] - scores[example.key][pair.worse]
+                judged.append(JudgedLabel(example.group, task, capability, pair, float(torch.sigmoid(margin))))
+
     for task in run.model.config.tasks:
-        experts = run.model.task_model(task).experts
+        task_model: Any = run.model.task_model(task)
         train, validation = ([e for e in part if e.task == task] for part in (training.train, training.validation))
-        judged += _judged([*train, *validation], task, None, _rewards(training, task, train, validation))
-        for name, head in zip(experts.capabilities, experts.heads, strict=True):
+        unit = task_model.calibration.scale * task_model.calibration.temperature
+        vectors = task_vectors(run, task, validation) if validation else {}
+        rewards = map_rows(lambda rows, unit=unit, t=task_model: t.aggregator(rows) / unit, vectors, run)
+        if training.is_exact(task):
+            scores = out_of_fold_scores(training, task, train)
+            rewards |= map_rows(lambda rows, unit=unit, t=task_model: t.aggregator.linear(rows) / unit, scores, run)
+        judge([*train, *validation], task, None, rewards)
+        for name, head in zip(task_model.experts.capabilities, task_model.experts.heads, strict=True):
             if (folds := training.folds.get((task, name))) is not None:
-                base: Any = run.model.task_model(task).base
-                vectors = base_embeddings(run, base, train)
-                scores = out_of_fold(head, folds, train, vectors, run.config.seed)  # pyright: ignore[reportArgumentType]
-                scores |= map_rows(head, base_embeddings(run, base, validation), run)
-                judged += _judged([*train, *validation], task, name, scores)
+                embeddings = base_embeddings(run, task_model.base, train)
+                scores = out_of_fold(head, folds, train, embeddings, run.config.seed)
+                scores |= map_rows(head, base_embeddings(run, task_model.base, validation), run)
+                judge([*train, *validation], task, name, scores)
     return sorted(judged, key=lambda label: label.probability)
-
-
-def _judged(
-    examples: Examples, task: str, capability: str | None, scores: Mapping[str, Tensor]
-) -> Iterator[JudgedLabel]:
-    """Judge the labels by held-out scores (N,) of the examples' responses; examples without scores are left out."""
-    for example in (e for e in examples if e.pairs.get(capability) and e.key in scores):
-        for pair in example.pairs[capability]:
-            margin = scores[example.key][pair.better] - scores[example.key][pair.worse]
-            yield JudgedLabel(example.group, task, capability, pair, float(torch.sigmoid(margin)))
-
-
-def _rewards(training: Training, task: str, train: Examples, validation: Examples) -> dict[str, Tensor]:
-    """Return key → the responses' held-out rewards / temperature (N,); examples without them are left out."""
-    run, task_model = training.run, training.run.model.task_model(task)
-    unit = task_model.calibration.scale * task_model.calibration.temperature
-    vectors = task_vectors(run, task, validation) if validation else {}
-    rewards = map_rows(lambda rows: task_model.aggregator(rows) / unit, vectors, run)
-    if training.is_exact(task):
-        linear: Any = task_model.aggregator.linear
-        rewards |= map_rows(lambda rows: linear(rows) / unit, out_of_fold_scores(training, task, train), run)
-    return rewards
