@@ -138,8 +138,8 @@ def export(
     """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
     if not plain and (not tasks or dtype is not None):
         raise ConfigError("--dtype needs --plain" if tasks else "give --task, or --plain for the general model")
-    if plain and len(tasks or ()) > 1:
-        raise ConfigError(f"--task {(tasks or ())[1]}: a standard classifier has one reward; give one task")
+    if plain and tasks and len(tasks) > 1:
+        raise ConfigError(f"--task {tasks[1]}: a standard classifier has one reward; give one task")
     folder, target = Change(model, output).folders()
     loaded = load_model(str(folder))
     if not plain:
