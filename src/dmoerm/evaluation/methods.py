@@ -201,7 +201,9 @@ def _train_all_labels(context: MethodContext) -> dict[str, BranchScorer]:
             if not run.frozen:
                 scorer.branch.load_state_dict(copy.deepcopy(run.model.general.branch.state_dict()))
         examples, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
-        train = functools.partial(train_base, run, scorer, joined_pairs(examples), validation, step, fit_normalizer=fresh)
+        train = functools.partial(
+            train_base, run, scorer, joined_pairs(examples), validation, step, fit_normalizer=fresh
+        )
         apply_base(scorer, run.step(name, train))
     return scorers
 
