@@ -99,7 +99,7 @@ def _arrive(
 
     Args:
         before: id of a test group → rewards by the model of its task, before this arrival.
-        head: the head of the continued single model; None: the first arrival trains it.
+        head: the head of the continued single model, or None before the first arrival.
     """
     folder = Path(config.output)
     old = _keep_steps(folder.with_name(str(number - 1)) / "steps", folder / "steps")

@@ -31,7 +31,7 @@ class CurveFit(ResultModel):
     alpha: float
     beta: float
     peak: float | None
-    """The d at which the fit is highest; None: it does not fall."""
+    """The d at which the fit is highest, or None if it does not fall."""
     peak_low: float | None = None
     peak_high: float | None = None
     value: float | None = None

@@ -141,7 +141,7 @@ class BestOfNResults(Document):
     """log n − (n − 1) / n for each n, in nats."""
     prompts: dict[str, int]
     samples: int
-    """The fewest samples of any prompt."""
+    """The minimum number of samples of a prompt."""
     conditions: dict[str, BestOfNCondition]
 
 
@@ -177,7 +177,7 @@ def measure_best_of_n(
 
     Args:
         samples: seed → the samples that the models of the seed score.
-        ns: values of n; None: powers of two.
+        ns: values of n; the default is powers of two.
         prompts: testbed prompts per task of the runs.
         source: the source of the samples, in words.
     """

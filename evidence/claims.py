@@ -166,7 +166,7 @@ def cell(column: str, label: str, text: str, *rows: str) -> Figures:
 
 
 def coin_flips(results: Any) -> Mapping[str, Figure]:
-    """Return the accuracy with coin flips as capability labels minus that of one model per task, in points."""
+    """Return the accuracy with coin flips as capability labels minus the accuracy of one model per task, in points."""
     means = {name: row["accuracy"] for name, row in results["conditions"].items()}
     points = {n: 100 * (m["shuffled"]["mean"]["value"] - m["per_task"]["mean"]["value"]) for n, m in means.items()}
     return {name: Figure.single(value) for name, value in points.items()}

@@ -58,7 +58,7 @@ def comparison(files: Files) -> Figure:
 
 @as_svg
 def label_shares(files: Files) -> Figure:
-    """Draw accuracy over the share of overall labels, and over that of capability labels."""
+    """Draw accuracy over the share of overall labels and over the share of capability labels."""
     conditions = files["compare_label_shares"]["conditions"]
     figure = Figure(figsize=(9, 3), layout="constrained")
     for axes, setting, title in zip(

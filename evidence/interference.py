@@ -1,7 +1,7 @@
 """Interference: how one model's accuracy on a task changes as it is trained on more tasks.
 
 The single reward model is trained on 1, 2, 5, … tasks: the first ones of several random orders, so that a task is
-measured alone and with more and more others. Overall preferences only. The kinds are those of single_models.py:
+measured alone and with more and more others. Overall preferences only. The kinds are defined in single_models.py:
 `head` (linear on the frozen backbone) or `branch` (the upper layers trained as well). Test prompts choose nothing. Each
 finished fit is stored, so a killed call continues.
 
@@ -30,7 +30,7 @@ from evidence import measure
 from evidence.single_models import FITS, Examples, prepared, right_shares
 
 Row = dict[str, Any]
-"""One fit: its tasks, the number of its groups, and task → prompt → share of the pairs that it orders as people do."""
+"""One fit: its tasks, the number of its groups, and task → prompt → share of the pairs in human order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Fill the figures of results/ into README.md and docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
 
-Benchmarks write results/*.json; all.py copies those of experiments to results/experiments/*.json.
+Benchmarks write results/*.json; all.py copies the results of experiments to results/experiments/*.json.
 
 python -m evidence.pages
 """

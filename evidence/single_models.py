@@ -76,7 +76,7 @@ def fit_branch(run: Run, train: Examples, validation: Examples, test: Examples) 
 
 
 def right_shares(scored: Iterable[tuple[Group, np.ndarray]]) -> dict[str, dict[str, float]]:
-    """Return task → prompt → share of the pairs that the rewards order as people do, from groups and their rewards."""
+    """Return task → prompt → share of the pairs that the rewards put in human order."""
     shares: dict[str, dict[str, list[float]]] = {}
     for group, rewards in scored:
         pairs = group.pairs()

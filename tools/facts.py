@@ -1,4 +1,4 @@
-"""Print the size and shape of the project beside their limits: `python tools/facts.py` (`--json` for machines)."""
+"""Print the size and shape of the project with their limits: `python tools/facts.py` (`--json` for machines)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def imported(tree: ast.Module, path: str, known: set[str]) -> set[str]:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that run on import: not those of functions and of type checking."""
+    """Yield the statements that run on import, without functions and type checking."""
     for node in body:
         if isinstance(node, Function) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
             continue

@@ -117,7 +117,7 @@ def use(dmoerm: Path, python: Path, folder: Path) -> list[float]:
         server.terminate()
         server.wait(30)
     if any(abs(a - b) > 1e-4 for row in by_server for a, b in zip(row, rewards, strict=True)):
-        raise SystemExit(f"the server's rewards {by_server} are not those of the file, {rewards}")
+        raise SystemExit(f"the server's rewards {by_server} differ from the rewards of the file, {rewards}")
     return rewards
 
 

@@ -34,7 +34,7 @@ class DocumentedSetting(NamedTuple):
 
 
 class SettingsGroup(NamedTuple):
-    """The settings of one group, without those of its subgroups; the name of the top level is empty."""
+    """The settings of one group, without its subgroups; the name of the top level is empty."""
 
     name: str
     meaning: str
@@ -49,7 +49,7 @@ def setting_groups(
     Args:
         kinds: the types of the group: of a step, the exact and the trained one.
         name: the group's full name.
-        meaning: what the group is; None: the docstring of the last type.
+        meaning: what the group is; the default is the docstring of the last type.
     """
     prefix = f"{name}." if name else ""
     fields: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = {}

@@ -57,7 +57,7 @@ def _train_without(name: str, score: str, context: MethodContext) -> TrainedMeth
 
 
 def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
-    """Train a run with other settings or data beside the comparison's runs."""
+    """Train a run with other settings or data, in a folder next to the comparison's runs."""
     config = context.run.config
     context.console.print(f"  {name}", highlight=False)
     config = prepared(changed(config, {"output": str(context.folder / name)}), settings, context.folder / name / "data")
@@ -77,7 +77,7 @@ def _train_given_task(_: MethodContext) -> TrainedMethod:
 
 
 def _train_risk(context: MethodContext) -> TrainedMethod | None:
-    """Use the run with risk 1; None if its rewards have no uncertainty."""
+    """Use the run; return None if its rewards have no uncertainty."""
     model = context.run.model
     posteriors = [model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)]
     if not all(posterior.known for posterior in posteriors):
@@ -88,7 +88,7 @@ def _train_risk(context: MethodContext) -> TrainedMethod | None:
 register(
     Method(
         "risk",
-        "the reward minus its standard deviation (risk 1): cautious about responses far from the training data",
+        "the reward minus its standard deviation: cautious about responses far from the training data",
         _train_risk,
         default=False,
     ),

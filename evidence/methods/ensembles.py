@@ -69,7 +69,7 @@ def train_members(context: MethodContext, bagging: bool = False, size: int | Non
     """Train `size` single models on all tasks together.
 
     Args:
-        size: number of models; None: `SIZE`.
+        size: number of models; the default is `SIZE`.
         bagging: each on its own resample of the prompts; otherwise the run's general model is the first, and the others
             differ in the start of the head and the order of the data. An exact fit depends on neither, so the general
             model is then the only member.

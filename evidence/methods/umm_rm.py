@@ -12,7 +12,7 @@ This is after the idea of UMM-RM (arXiv 2512.00724): upcycle, train shared and r
 We know the paper's abstracts only. In the paper the merging weights are learned; here ḡ says how much the router used
 an expert. The abstract of its first version names a normalization of the routing weights without a formula; here all
 weights of a token sum to 1, so the upcycled branch starts as the pretrained one, but for the noise. Also different: the
-backbone and the upcycled layers are those of the run's branch, and the loss has no term that balances the experts. Not
+upcycled layers are the layers of the run's branch, and the loss has no term that balances the experts. Not
 checked: the paper's number of experts, noise and learning rates. An MLP is not linear, so the merged MLP computes
 another function than the mixture.
 
@@ -43,7 +43,7 @@ STEP = "baselines/umm_rm"
 EXPERTS = 4
 ACTIVE = 1
 """Routed experts per token: 1 or 2."""
-_NOISE = 0.01  # standard deviation of the noise in a copy's weight matrix, relative to that of the matrix
+_NOISE = 0.01  # standard deviation of the noise in a copy's weight matrix, relative to the matrix
 _ROUTER_STD = 0.02
 
 
@@ -92,7 +92,7 @@ def _noisy_copy(mlp: nn.Module) -> nn.Module:
 
 
 def has_dense_mlps(branch: nn.Module) -> bool:
-    """Return whether each layer of a branch has an `mlp` whose weights are those of linear layers."""
+    """Return whether each layer of a branch has an `mlp` with weights of linear layers only."""
     for layer in _layers(branch):
         mlp: nn.Module = getattr(layer, "mlp", nn.Module())
         linear = {id(p) for module in mlp.modules() if isinstance(module, nn.Linear) for p in module.parameters()}

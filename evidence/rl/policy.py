@@ -58,9 +58,9 @@ class PolicyConfig(_Strict):
     """
 
     path: str | None = None
-    """A Hugging Face folder or hub name to start from; None: a random model of the shape below."""
+    """A Hugging Face folder or hub name to start from; null starts from a random model of the shape below."""
     vocabulary: int = Field(default=3072, ge=300)
-    """Most entries of the byte-level BPE. This and the shape below are ignored if `path` is given."""
+    """Maximum number of entries of the byte-level BPE. This and the shape below are ignored if `path` is given."""
     hidden_size: int = Field(default=512, ge=8)
     """Width of the hidden states."""
     intermediate_size: int = Field(default=1024, ge=8)
@@ -84,7 +84,7 @@ class PolicyConfig(_Strict):
     learning_rate: LearningRate = 1e-3
     """AdamW's peak learning rate; about 2e-5 suits a pretrained model."""
     bf16: bool | None = None
-    """Fine-tune in bfloat16, with weights kept in float32; None: if the processor supports it."""
+    """Fine-tune in bfloat16 with float32 weights; null does so if the processor supports it."""
     seed: int = 0
     """Seed of the initial weights, the text and its order."""
 
@@ -139,7 +139,7 @@ class RLConfig(_Strict):
     """Training prompts on which the initial policy's rewards are measured for normalization, with `generations` samples
     each."""
     bf16: bool | None = None
-    """Sample and train in bfloat16, with weights kept in float32; None: if the processor supports it.
+    """Sample and train in bfloat16 with float32 weights; null does so if the processor supports it.
     Measurements are always in float32."""
 
     @property
@@ -149,7 +149,7 @@ class RLConfig(_Strict):
 
 
 def uses_bf16(bf16: bool | None) -> bool:
-    """Return whether to compute in bfloat16; None: if the processor supports it."""
+    """Return whether to compute in bfloat16; None asks the processor."""
     return resolve_dtype("auto") == torch.bfloat16 if bf16 is None else bf16
 
 

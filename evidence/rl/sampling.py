@@ -1,9 +1,9 @@
 """Responses of a policy, the log-probabilities of their tokens, and a reward model as TRL's reward function.
 
-Rewards are normalized by those of the initial policy's samples: (r − mean) / std, with the mean over all samples and
-the standard deviation within prompts, because preferences do not determine differences between prompts. So a value of
-`beta` means the same for every reward model. An empty response gets less than every other: one standard deviation below
-the lowest reward of its batch and of the initial policy's samples, because methods differ in the unit of their rewards.
+Rewards are normalized by the rewards of the initial policy's samples: (r − mean) / std, with the mean over all samples
+and the standard deviation within prompts, because preferences do not determine differences between prompts. A value of
+`beta` then means the same for every reward model. An empty response gets less than every other: one standard deviation
+below the lowest reward of its batch and of the initial policy's samples, because methods differ in the unit of rewards.
 
 Shapes: R responses of one batch, L tokens of the longest prompt and response.
 """
@@ -137,7 +137,7 @@ def raw_rewards(
 
     Args:
         step: the step, for error messages.
-        scale: statistics of the initial policy's samples; None: the responses are these samples.
+        scale: statistics of the initial policy's samples, or None if the responses are these samples.
     """
     with_text = [index for index, text in enumerate(texts) if not is_empty(text)]
     groups = group_by_prompt((prompts[i].task, prompts[i].prompt, texts[i]) for i in with_text)

@@ -41,7 +41,7 @@ class Critic(nn.Module):
 class PPO(GRPOTrainer):
     """Proximal policy optimization (arXiv 1707.06347): TRL's sampling and clipped loss, with a critic's advantages.
 
-    The reward of a token is −beta · (log π − log π_ref), and that of the last token also has the response's reward.
+    The reward of a token is −beta · (log π − log π_ref); the last token also gets the response's reward.
     Advantages are generalized (arXiv 1506.02438) with γ = 1 and λ = 0.95, and normalized over the batch. A batch of
     samples is used for four updates of the policy and four of the critic. TRL 1.16 has no PPO trainer.
     """

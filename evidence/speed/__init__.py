@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory beside named peers."""
+"""Benchmarks of speed and memory against named peers."""

@@ -168,7 +168,7 @@ def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
 def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
     """Return the rate of the linear layers' operations over the scoring time, as a share of the machine's rate.
 
-    The machine's rate is that of the layers' matrix products alone with this number of rows, weighted by operations.
+    The machine's rate is the rate of the layers' matrix products alone with this number of rows, by operations.
     """
     config = model.config.backbone_config
     d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim

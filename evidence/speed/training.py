@@ -6,7 +6,7 @@ Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on t
 passes and float32 weights, on the same token ids and the same pairs. `RewardTrainer` gets the pairs of one capability
 at a time; its gradient checkpointing is off, which makes it faster. One optimizer step is timed both ways in turns, on
 one group of dialogue or four groups of rag_answer; three epochs over both files are extrapolated from that rate, with
-the time to fill dmoerm's cache. The data are those of docs/data.md, in the folder DMOERM_DATA.
+the time to fill dmoerm's cache. docs/data.md describes the data, which are in the folder DMOERM_DATA.
 """
 
 from __future__ import annotations

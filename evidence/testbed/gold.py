@@ -81,7 +81,7 @@ LENGTHS: dict[str, tuple[int, int]] = {
     "objective_qa": (10, 70),
     "text_creation": (50, 140),
 }
-"""Task → fewest and most words of an answer without a penalty for its length."""
+"""Task → minimum and maximum number of words without a penalty for the length."""
 
 _HELP = (0.0, 0.55, 0.85, 1.0)
 _HELP_LOST_PER_EXTRA = 0.2

@@ -47,7 +47,7 @@ class PromptItem:
 
 
 def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
-    """Return `n` distinct prompts of a task (None: all, several hundred). A larger `n` with the same seed adds more.
+    """Return `n` distinct prompts of a task, or all, several hundred. A larger `n` with the same seed adds more.
 
     Raises:
         DataError: the task has fewer than `n` prompts, or is not one of `TASKS`.

@@ -162,5 +162,5 @@ def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def checkpoint_hash(model: Path) -> str:
-    """Return a hash of the checkpoint's bytes: that of its checksums."""
+    """Return a hash of the checkpoint's checksums."""
     return hashlib.sha256((model / "SHA256SUMS").read_bytes()).hexdigest()[:16]

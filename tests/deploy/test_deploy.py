@@ -144,7 +144,7 @@ def test_what_compose_mounts_exists():
 
 @pytest.mark.slow
 def test_the_image_s_command_serves_and_is_healthy(trained_run, tmp_path):
-    """The image's arguments with another port; nothing is written beside the model, and its health check succeeds."""
+    """The image's arguments with another port; nothing is written next to the model, and its health check succeeds."""
     port, model = free_port(), trained_run.folder / "model"
     before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
     options = arguments()["Dockerfile"][1:]

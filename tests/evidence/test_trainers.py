@@ -32,7 +32,7 @@ def test_generalized_advantages(decay):
 
 
 def test_a_value_does_not_see_its_own_token(policy):
-    """The values are those of the states before each token, whatever the token and its successors are."""
+    """A value depends on the tokens before its own alone."""
     model, _ = load_policy(policy)
     critic = Critic(model).eval()
     torch.nn.init.normal_(critic.head.weight, std=1.0)

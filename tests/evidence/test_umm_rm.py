@@ -29,7 +29,7 @@ class Double(nn.Module):
 
 
 def mixture(active: int) -> UpcycledMLP:
-    """Experts that multiply by 10 and 100 beside a shared one that keeps its input, and a known router."""
+    """Experts that multiply by 10 and 100, a shared one that keeps its input, and a known router."""
     mlp = UpcycledMLP(Double(1), 2, 2, active)
     mlp.routed = nn.ModuleList([Double(10), Double(100)])
     mlp.router.weight = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))

@@ -1,4 +1,4 @@
-"""gpt-4o's recorded verdicts become labels, whose quality is that of their README."""
+"""gpt-4o's recorded verdicts become labels of the quality that their README states."""
 
 import sys
 from pathlib import Path
