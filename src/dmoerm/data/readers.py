@@ -200,7 +200,9 @@ def _usable(fields: Row) -> tuple[dict[str, Any], Counter[str]]:
         raise SkippedRow("fewer than two usable responses to the prompt", field="responses")
     if not labels and not graded:
         raise SkippedRow("no preference is given", field="responses")
-    rest = {name: [values[i] for i in kept] for name, values in {**labels, "responses": responses}.items()}
+    rest: dict[str, Any] = {
+        name: [values[i] for i in kept] for name, values in {**labels, "responses": responses}.items()
+    }
     for name in ("capabilities", "annotators"):
         rest[name] = {label: [grades[i] for i in kept] for label, grades in (fields.get(name) or {}).items()}
     return {**fields, **rest}, Counter(filter(None, reasons))
