@@ -96,7 +96,7 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["phase2.lora.rank=-1"], "phase2.lora.rank"),
         (["phase2"], "a.b=value"),
         (["base=half"], "base: must be 'full', 'lora' or 'frozen'"),
-        (["gradient_checkpointing=offlaod"], r"gradient_checkpointing: must be true or false or 'offload' \(got 'offl"),
+        (["gradient_checkpointing=offlaod"], r"gradient_checkpointing: must be False, True or 'offload' \(got 'offl"),
         (["phase1.l2=abc"], r"phase1.l2: must be a number \(got 'abc'"),
         (["phase1.fit=often"], r"phase1.fit: must be 'exact' or 'trained' \(got 'often'"),
         (["router.kind=mine"], "router.kind: must be 'trunk' or 'own'"),

@@ -91,7 +91,7 @@ def _type(kind: Any) -> str:
     if origin is Annotated:
         return " ".join(filter(None, [_type(arguments[0]), *(_metadata(item) for item in arguments[1:])]))
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
+        return ", ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join("null" if part is NoneType else _type(part) for part in arguments)
     if origin is tuple:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConfigError, did_you_mean, plain_fault, shorten
+from ..errors import ConfigError, did_you_mean, first_fault, shorten
 from ..taxonomy import UniqueKeyLoader, read_yaml
 from .settings import Config
 
@@ -136,16 +135,15 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        detail = error.errors()[0]
-        field, value = _located(kind, detail["loc"])[0], detail["input"]
-        alternatives = [plain_fault(each) for each in error.errors() if _located(kind, each["loc"])[0] == field]
-        message = " or ".join(dict.fromkeys(alternatives)).replace(" or must be ", " or ")
-        if detail["type"] == "extra_forbidden":
-            message = _unknown(kind, detail["loc"])
-        elif detail["type"] == "union_tag_invalid":
-            tag, types = _STEP_TYPES[field]
-            field, value, message = f"{field}.{tag}", value.get(tag), f"must be {' or '.join(map(repr, types))}"
-        raise ConfigError(f"{source}: {field}: {message} (got {shorten(value)})") from None
+        fault, location = first_fault(error), error.errors()[0]["loc"]
+    field, value, message = _located(kind, location)[0], fault.value, fault.message
+    if fault.kind == "extra_forbidden":
+        message = _unknown(kind, location)
+    elif fault.kind == "union_tag_invalid":
+        tag, types = _STEP_TYPES[field]
+        field, value = f"{field}.{tag}", settings[field].get(tag)
+        message = f"must be {' or '.join(map(repr, types))}"
+    raise ConfigError(f"{source}: {field}: {message} (got {shorten(value)})")
 
 
 def _located(kind: type[BaseModel], location: Sequence[Any]) -> tuple[str, type[BaseModel] | None]:
@@ -153,19 +151,15 @@ def _located(kind: type[BaseModel], location: Sequence[Any]) -> tuple[str, type[
     names: list[str] = []
     section: type[BaseModel] | None = kind
     types: Mapping[str, type[BaseModel]] = {}
-    alternative = False
     for part in map(str, location):
         if part in types:
             section, types = types[part], {}
             continue
-        if not alternative:
-            names.append(part)
+        names.append(part)
         field = section.model_fields.get(part) if section else None
         groups = groups_of(field.annotation) if field else []
         section = groups[0] if len(groups) == 1 else None
         types = {tag_of(group)[1]: group for group in groups} if len(groups) > 1 else {}
-        kinds = set(get_args(field.annotation)) - {type(None)} if field and not groups else set()
-        alternative = len(kinds) > 1 and get_origin(field and field.annotation) in (Union, UnionType)
     return ".".join(names) or "config", section
 
 

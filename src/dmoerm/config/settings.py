@@ -322,7 +322,7 @@ class Config(_Settings):
     cache_limit: float = Field(default=50.0, ge=0)
     """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed. 0:
     no activations are stored; each is computed when it is read."""
-    gradient_checkpointing: bool | Literal["offload"] = False
+    gradient_checkpointing: Literal[False, True, "offload"] = False
     """Trained layers keep only their inputs for the backward pass, which computes each layer again: less memory, a
     third more time (LoRA: half). `offload`: the inputs are kept in the CPU's memory. The result is the same."""
     ray: RayConfig = RayConfig()
