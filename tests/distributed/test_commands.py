@@ -22,7 +22,8 @@ pytest.importorskip("ray", reason="ray is not installed; run: make install")
 pytestmark = pytest.mark.slow
 
 ON_RAY = ("--engine", "ray")
-ROWS = [{"id": f"row {i}", "prompt": g.prompt, "responses": list(g.responses)} for i, g in enumerate(tiny_groups(6))]
+TEXTS = [group.model_dump(mode="json", include={"prompt", "responses"}) for group in tiny_groups(6)]
+ROWS = [{"id": f"row {number}", **texts} for number, texts in enumerate(TEXTS)]
 SMALL = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000", "OMP_NUM_THREADS": "1"}
 
 

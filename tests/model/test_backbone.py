@@ -14,44 +14,24 @@ from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
 from dmoerm.model import families
-from dmoerm.model.backbone import (
-    check_backbone,
-    load_backbone,
-    resolve_branch_layer,
-    resolve_dtype,
-)
-from dmoerm.model.layers import Decoder, join, run, split_layers
+from dmoerm.model.backbone import check_backbone, load_backbone, resolve_branch_layer, resolve_dtype
+from dmoerm.model.layers import join, run, split_layers
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through
-
-
-def assert_same_as_whole(model: Decoder, layer: int) -> None:
-    ids = example(model)
-    assert_close(through(model, layer, ids), separate(plain(model), ids))
 
 
 @each_kind
 @pytest.mark.parametrize("layer", range(4))
 @torch.no_grad()
 def test_trunk_and_branch_are_the_whole_model_at_every_split(load: Callable, kind: str, layer: int) -> None:
-    assert_same_as_whole(load(kind), layer)
-
-
-def test_parts_share_the_models_weights(load: Callable) -> None:
-    model = load()
-    trunk, branch = split_layers(model, 2)
+    model = load(kind)
+    ids = example(model)
+    assert_close(through(model, layer, ids), separate(plain(model), ids))
+    parts, text = split_layers(model, layer), texts(ids)[0][None]
+    assert torch.equal(join(*parts)(text).last_hidden_state, model(text).last_hidden_state)
     pointers = {p.data_ptr() for p in model.parameters()}
-    parts = {p.data_ptr() for part in (trunk, branch) for p in part.parameters()}
-    assert parts == pointers
-    assert {p.data_ptr() for p in join(trunk, branch).parameters()} == pointers
-
-
-@torch.no_grad()
-def test_joined_parts_are_the_whole_model(load: Callable) -> None:
-    model = load("qwen3")
-    ids = texts(example(model))[0][None]
-    for layer in range(4):
-        assert torch.equal(join(*split_layers(model, layer))(ids).last_hidden_state, model(ids).last_hidden_state)
+    assert {p.data_ptr() for part in parts if part is not None for p in part.parameters()} == pointers
+    assert {p.data_ptr() for p in join(*parts).parameters()} == pointers
 
 
 @torch.no_grad()
@@ -133,36 +113,25 @@ def test_an_unreadable_backbone_is_named(tmp_path: Path, content: str | None) ->
         load_backbone(BackboneConfig(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("avx512f amx_bf16", torch.bfloat16),
-        ("avx512f avx512_bf16", torch.bfloat16),
-        ("avx2", torch.float32),
-        (None, torch.float32),
-    ],
-)
+@pytest.mark.parametrize("flags", ["avx512f amx_bf16", "avx512f avx512_bf16", "avx2", None])
 def test_the_automatic_dtype_is_the_fast_one_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None
 ) -> None:
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(module, "Path", lambda path: tmp_path / Path(path).name)
-    assert resolve_dtype("auto") is expected
+    assert resolve_dtype("auto") is (torch.bfloat16 if "bf16" in (flags or "") else torch.float32)
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_automatic_dtype_is_one_that_the_gpu_supports(
-    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
+@pytest.mark.parametrize("supported", [True, False])
+def test_the_automatic_dtype_is_one_that_the_gpu_supports(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
     def is_supported(including_emulation: bool = True) -> bool:
         return supported or including_emulation  # older GPUs emulate it, slowly
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
-    assert resolve_dtype("auto") is expected
+    assert resolve_dtype("auto") is (torch.bfloat16 if supported else torch.float32)
 
 
 def test_a_bundled_backbone_that_is_not_installed_is_named_with_the_remedy(

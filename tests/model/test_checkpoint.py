@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tiny import HEADS
 
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM, integrity, task_backbone
@@ -317,7 +318,7 @@ def test_a_path_without_a_model_is_named(tmp_path: Path, name: str) -> None:
 
 def full_disk_after(files: int) -> Callable[..., None]:
     """Return a `save_file` for a disk with space for that number of files."""
-    left: Iterator[int] = iter(range(files))
+    left = iter(range(files))
 
     def save(state: dict[str, torch.Tensor], file: Path, **options: Any) -> None:
         if next(left, None) is None:
@@ -349,10 +350,8 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     assert rewards(DMoERM.from_pretrained(copied)) == before
 
 
-def test_a_new_model_replaces_the_old_model(
-    copied: Path, saved: tuple[DMoERM, Path], tiny_model: Callable[..., DMoERM]
-) -> None:
-    new = tiny_model(base="frozen", phase2={"fit": "exact"})
+def test_a_new_model_replaces_the_old_model(copied: Path, tiny_model: Callable[..., DMoERM]) -> None:
+    new = tiny_model(**HEADS)
     new.save_pretrained(copied)
     assert not (copied / "tasks").exists()  # nothing of the old one is left
     assert rewards(DMoERM.from_pretrained(copied)) == pytest.approx(rewards(new))

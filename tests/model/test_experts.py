@@ -84,17 +84,13 @@ def test_experts_share_the_branchs_weights(tiny_model: Callable[..., Any]) -> No
 def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     experts = Experts(model.general.branch, [], 64, LoRAConfig(rank=2), "both")
-    z = experts.embed(inputs(model), torch.randn(3, 64))
-    assert experts.score(z).shape == (3, 0)
+    assert experts.score(experts.embed(inputs(model), torch.randn(3, 64))).shape == (3, 0)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (
-            ("q_proj", "gate"),
-            r"is called gate \(got \['q_proj', 'gate'\]\); did you mean gate_proj\?; its linear layers",
-        ),
+        (("q_proj", "gate"), r"is called gate \(got \['q_proj', 'gate'\]\); did you mean gate_proj\?; its linear"),
         (("self_attn.q_proj",), "is called self_attn.q_proj .*; its linear layers are down_proj, gate_proj, "),
     ],
 )
@@ -107,20 +103,15 @@ def test_each_target_is_the_name_of_a_layer(
         check_targets(branch, LoRAConfig(targets=targets), "phase2.lora.targets")
 
 
-@pytest.mark.parametrize("kind", ["llama", "phi3", "modernbert"])
-def test_default_targets_and_those_of_a_family_are_not_checked(backbones: Callable[[str], str], kind: str) -> None:
-    branch = branch_without_weights(BackboneConfig(path=backbones(kind)))
-    check_targets(branch, LoRAConfig(), "phase2.lora.targets")
-    assert lora_targets(branch, LoRAConfig())
-    only_values = nn.ModuleDict({"v_proj": nn.Linear(2, 2)})
-    check_targets(only_values, LoRAConfig(), "phase2.lora.targets")
-
-
-def test_a_branch_without_a_layer_for_lora_is_refused_before_weights_are_read(backbones: Callable[[str], str]) -> None:
-    """GPT-2's projections are `Conv1D`."""
-    branch = branch_without_weights(BackboneConfig(path=backbones("gpt2")))
-    with pytest.raises(BackboneError, match=r"is called q_proj .*; it has none; train heads alone"):
+def test_default_targets_and_those_of_a_family_are_not_checked(backbones: Callable[[str], str]) -> None:
+    for kind in ("llama", "phi3", "modernbert"):
+        branch = branch_without_weights(BackboneConfig(path=backbones(kind)))
         check_targets(branch, LoRAConfig(), "phase2.lora.targets")
+        assert lora_targets(branch, LoRAConfig())
+    check_targets(nn.ModuleDict({"v_proj": nn.Linear(2, 2)}), LoRAConfig(), "phase2.lora.targets")
+    without = branch_without_weights(BackboneConfig(path=backbones("gpt2")))  # its projections are `Conv1D`
+    with pytest.raises(BackboneError, match=r"is called q_proj .*; it has none; train heads alone"):
+        check_targets(without, LoRAConfig(), "phase2.lora.targets")
 
 
 def test_attaching_keeps_evaluation_mode(tiny_model: Callable[..., Any]) -> None:

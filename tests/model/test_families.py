@@ -236,18 +236,16 @@ def test_a_configuration_that_gives_no_model_is_one_error(tmp_path: Path, kind: 
     assert f"backbone '{tmp_path}' cannot be loaded: " in result.output
 
 
-def write_config(folder: Path, kind: str = "llama") -> Any:
-    """Write the configuration of a model of some million weights."""
+def memory_of(folder: Path, kind: str = "llama", **settings: Any) -> Any:
+    """Return the memory for three tasks of a model of some million weights."""
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 32000}
-    config = AutoConfig.for_model(kind, num_hidden_layers=10, **shape)
-    config.save_pretrained(folder)
-    return config
+    AutoConfig.for_model(kind, num_hidden_layers=10, **shape).save_pretrained(folder)
+    return survey(BackboneConfig(path=str(folder), dtype="bfloat16", **settings), tasks=3).memory
 
 
 @pytest.mark.parametrize(("kind", "keys", "matrices"), [("llama", 512, 3), ("starcoder2", 128, 2)])
 def test_the_memory_of_a_check_is_counted_from_the_shape(tmp_path: Path, kind: str, keys: int, matrices: int) -> None:
-    write_config(tmp_path, kind)
-    memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16"), tasks=3).memory
+    memory = memory_of(tmp_path, kind)
     assert memory["pass"] == 8192 * 2 * (6 * 512 + 2 * keys + matrices * 1408)
     layer = 512 * (2 * 512 + 2 * keys + matrices * 1408)
     assert memory["training"] == pytest.approx(22 * 2 * layer, rel=0.01)
@@ -257,14 +255,10 @@ def test_the_memory_of_a_check_is_counted_from_the_shape(tmp_path: Path, kind: s
 
 @pytest.mark.parametrize(("quantization", "bytes_per_weight"), [("4bit", 0.5625), ("8bit", 1.0)])
 def test_quantization_saves_memory_of_the_linear_layers(
-    tmp_path: Path, quantization: Any, bytes_per_weight: float
+    tmp_path: Path, quantization: str, bytes_per_weight: float
 ) -> None:
-    write_config(tmp_path)
-    settings = BackboneConfig(path=str(tmp_path), dtype="bfloat16", quantization=quantization)
-    memory = survey(settings, tasks=3).memory
-    layers = 512 * (4 * 512 + 3 * 1408) * 10
-    unquantized = survey(settings.model_copy(update={"quantization": "none"}), tasks=3).memory
-    assert memory["frozen"] == pytest.approx(unquantized["frozen"] - layers * (2 - bytes_per_weight))
+    memory, layers = memory_of(tmp_path, quantization=quantization), 512 * (4 * 512 + 3 * 1408) * 10
+    assert memory["frozen"] == pytest.approx(memory_of(tmp_path)["frozen"] - layers * (2 - bytes_per_weight))
     assert not {"own", "training", "score_own", "train_full", "train_full_checkpointing"} & set(memory)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,7 @@ def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub) -> None:
         "or for a private model log in with `hf auth login`, or set HF_TOKEN"
     )
     hub.error = LocalEntryNotFoundError("none")
-    for options, cause in (
-        ({}, "the hub cannot be reached"),
-        ({"local_files_only": True}, "no such model in the hub's"),
-    ):
+    for options, cause in (({}, "the hub cannot"), ({"local_files_only": True}, "no such model in the hub's")):
         with pytest.raises(CheckpointError, match=f"^runs/nothere: there is no such folder, and {cause}"):
             DMoERM.from_pretrained("runs/nothere", **options)
     hub.error = GatedRepoError("403", response=ABSENT)
@@ -145,30 +141,16 @@ def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub) -> None:
         DMoERM.from_pretrained("nothere")
 
 
-class Trap:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (self.path, "w")
-
-
 def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
     """Code and pickles are not downloaded; a tokenizer that names code is refused."""
     model.push_to_hub("me/rm")
     files = hub.commits[-1]
-    trap = pickle.dumps(Trap(str(tmp_path / "sprung")))
     code = f"open({str(tmp_path / 'sprung')!r}, 'w')".encode()
-    traps = {"pytorch_model.bin": trap, "model.pt": trap, "modeling_dmoerm.py": code, "tasks/x/adapter_model.bin": trap}
-    config = json.loads(files["config.json"])
-    config["auto_map"] = {
-        "AutoConfig": "modeling_dmoerm.Config",
-        "AutoModelForSequenceClassification": "modeling_dmoerm.M",
-    }
+    names = ("pytorch_model.bin", "model.pt", "modeling_dmoerm.py", "tasks/x/adapter_model.bin")
+    traps = dict.fromkeys(names, code)
+    auto = {"AutoConfig": "modeling_dmoerm.Config", "AutoModelForSequenceClassification": "modeling_dmoerm.M"}
     files.pop("SHA256SUMS")  # a file and its sum can be changed together
-    files |= traps | {"config.json": json.dumps(config).encode()}
+    files |= traps | {"config.json": json.dumps(json.loads(files["config.json"]) | {"auto_map": auto}).encode()}
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
     assert not hub.downloaded & set(traps)
 
