@@ -18,7 +18,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis import settings
 from reward_server import RunningServer, running_server
 from running import served
 from tiny import TRAINED, make_model, make_tiny_config, train_quietly, write_backbone
@@ -26,9 +25,6 @@ from tiny import TRAINED, make_model, make_tiny_config, train_quietly, write_bac
 from dmoerm.config import Config
 from dmoerm.data.readers import Reading, read_groups
 from dmoerm.schema import Group
-
-settings.register_profile("without_deadline", deadline=None)  # an example takes longer on a loaded machine
-settings.load_profile("without_deadline")
 
 DATA_VARIABLE = "DMOERM_DATA"
 

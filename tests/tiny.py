@@ -156,14 +156,6 @@ def train_quietly(config: Config) -> Any:
     return train(config, Console(quiet=True))
 
 
-def without_posteriors(model: Any) -> Any:
-    """Return the model without the posteriors of its rewards, as one whose heads have no penalty."""
-    for name, buffer in model.named_buffers():
-        if "posterior." in name:
-            buffer.zero_()
-    return model
-
-
 def make_model(config: Config) -> Any:
     """Return a model with random values for all trained weights; the tasks differ."""
     import torch

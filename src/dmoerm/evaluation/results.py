@@ -209,8 +209,22 @@ class Document(ResultModel):
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
-class Results(Document):
-    """The results of `train`, `eval` and `demo`. `accuracy` and `paired` contain each task and `mean`."""
+class Measured(ResultModel):
+    """What all results have. `accuracy` and `paired` contain each task and `mean`."""
+
+    router: RouterResult
+    accuracy: dict[str, dict[str, Estimate]]
+    """Method → task → share of human-ordered pairs that the method orders the same way, the mean over seeds."""
+    paired: dict[str, dict[str, Difference]]
+    """`a - b` → task → accuracy of a minus that of b, on the same pairs."""
+    capabilities: dict[str, dict[str, Estimate]]
+    """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
+    length_bias: dict[str, LengthBias]
+    """Method (and `human`: the grades by people) → correlation with length within a prompt."""
+
+
+class Results(Measured, Document):
+    """The results of `train`, `eval` and `demo`."""
 
     command: str
     config: dict[str, Any]
@@ -225,16 +239,7 @@ class Results(Document):
     """Overlap of the measured prompts with the training prompts."""
     truncation: dict[str, TruncationCounts] = {}
     """`evaluation` (the measured groups) and, after training, `training` → counts of truncated responses."""
-    router: RouterResult
-    accuracy: dict[str, dict[str, Estimate]]
-    """Method → task → share of human-ordered pairs that the method orders the same way."""
-    paired: dict[str, dict[str, Difference]]
-    """`a - b` → task → accuracy of a minus that of b."""
-    capabilities: dict[str, dict[str, Estimate]]
-    """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
     calibration: CalibrationResult
-    length_bias: dict[str, LengthBias]
-    """Method (and `human`: the grades by people) → correlation with length."""
     errors: ErrorAnalysis
     """The worst pairs and parts."""
     time: dict[str, float]
@@ -332,23 +337,14 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class MethodResults(ResultModel):
+class MethodResults(Measured):
     """The methods of a comparison on the same held-out pairs, over all seeds."""
 
-    accuracy: dict[str, dict[str, Estimate]]
-    """Method → task (and `mean`) → share of the ordered pairs that it orders the same way, the mean over seeds."""
-    paired: dict[str, dict[str, Difference]]
-    """`dmoerm - method` → task → accuracy of dmoerm minus the method's on the same pairs."""
     by_seed: dict[str, dict[str, float]]
     """Seed → method → mean accuracy over tasks."""
-    capabilities: dict[str, dict[str, Estimate]]
-    """Task → capability → accuracy of dmoerm's expert."""
-    router: RouterResult
     calibration: dict[str, CalibrationResult]
     """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts; `dmoerm`: the
     model's own."""
-    length_bias: dict[str, LengthBias]
-    """Method (and `human`) → correlation with length within a prompt."""
 
     @property
     def best_first(self) -> list[str]:
