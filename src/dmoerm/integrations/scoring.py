@@ -49,7 +49,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
 
     Args:
         source: a server's URL; a run folder, a model folder or a hub name, whose model is loaded onto the GPU if there
-            is one; a `DMoERM` or a `Client`, which is returned; None: the environment variable DMOERM_MODEL.
+            is one; a `DMoERM` or a `Client`, which is returned; by default the environment variable DMOERM_MODEL.
 
     Raises:
         ConfigError: DMOERM_MODEL is not set, or the package is dmoerm-client, which cannot load models.

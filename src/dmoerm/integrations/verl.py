@@ -54,8 +54,8 @@ def compute_score_batch(
         solution_strs: the responses, with or without special tokens around them.
         extra_infos: per response its `prompt`, which is chat messages or a text (parsed if a chat template has rendered
             it), and optionally its `task`, which overrides the router.
-        reward_model: a model folder, a hub name or a server's URL; None: the environment variable DMOERM_MODEL. verl
-            reads it from `custom_reward_function.reward_kwargs`.
+        reward_model: a model folder, a hub name or a server's URL; by default the environment variable DMOERM_MODEL.
+            verl reads it from `custom_reward_function.reward_kwargs`.
 
     Returns:
         For each response its reward as `score`, and the columns of `dmoerm.scores.log_columns`; all have the same keys.

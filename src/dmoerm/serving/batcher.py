@@ -78,7 +78,7 @@ class QueuedRequest:
     Attributes:
         done: is set once all scores are there, or by an error.
         parts: what waits; empty until the request is encoded.
-        turn: the time by which requests are ordered: of the arrival, then of the last part that was taken.
+        turn: the sort key of waiting requests: the time of arrival, then the time when a pass last took a part.
         routed: query and digest of its prompt, whole or cut → a score of the prompt, whose route holds for all.
     """
 
@@ -244,7 +244,7 @@ class Batcher:
 
     @property
     def _run_pass(self) -> Callable[[Sequence[Encoded], Sequence[str | Known | None]], list[list[Score]]]:
-        """What scores the queries of a pass."""
+        """The model's function that scores the queries of a pass."""
         return self.model.score_separately if self.settings.deterministic else self.model.score_encoded
 
     @property

@@ -1,4 +1,4 @@
-/** Scores a JSON Lines file in batches, behind all interactive requests; the rows are those of `dmoerm score`. */
+/** Scores a JSON Lines file in batches, behind all interactive requests; the rows have the columns that `dmoerm score` writes. */
 
 import { keepKey, scoreAll } from "./api.js";
 import { find, make, show } from "./dom.js";

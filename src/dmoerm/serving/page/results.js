@@ -94,7 +94,7 @@ function routing(item, { route: probabilities, task }) {
   } else if (item.task) {
     sentence = ["You chose ", name(task), "; its model scored."];
     if (likeliest && likeliest !== task) sentence.push(" The router would have chosen ", name(likeliest), ".");
-  } else sentence = ["The router chose ", name(task), "; the capability scores are those of its experts."];
+  } else sentence = ["The router chose ", name(task), "; its experts gave the capability scores."];
   const bars = likeliest ? route(probabilities, task) : null;
   return [make("p", {}, ...sentence), bars];
 }
