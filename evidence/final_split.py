@@ -33,21 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     data = load_config("human_all").data
     groups = [group for file in data.files for group in read_groups(data.located(file)).groups]
-    train, test = split(groups, seen_prompts(), options.prompts)
+    seen: set[str] = set()  # the prompts of all runs on which something was chosen
+    for name, seeds in CHOSEN_ON:
+        for seed in seeds:
+            splits = load_splits(load_config(name, [f"seed={seed}"]))
+            seen |= {prompt_key(group.prompt) for group in (*splits.train, *splits.test)}
+    train, test = split(groups, seen, options.prompts)
     for name, part in (("train", train), ("test", test)):
         rows = "".join(group.model_dump_json(exclude_none=True, exclude_defaults=True) + "\n" for group in part)
         write_file(options.output / f"{name}.jsonl", rows)
         print(f"{name}: {len(part)} groups of {len({group.task for group in part})} tasks")
-
-
-def seen_prompts() -> set[str]:
-    """Return the keys of the prompts of all runs on which something was chosen."""
-    seen: set[str] = set()
-    for name, seeds in CHOSEN_ON:
-        for seed in seeds:
-            data = load_splits(load_config(name, [f"seed={seed}"]))
-            seen |= {prompt_key(group.prompt) for group in (*data.train, *data.test)}
-    return seen
 
 
 def split(groups: Sequence[Group], seen: set[str], count: int) -> tuple[list[Group], list[Group]]:

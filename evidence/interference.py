@@ -12,6 +12,7 @@ python -m evidence.interference human_all --kind branch --set extends=finetune -
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -73,7 +74,8 @@ def fits(config: Config, kind: str, sizes: Sequence[int], orders: int) -> list[R
 
 
 def _fit(run: Run, kind: str, tasks: Sequence[str], train: Examples, validation: Examples, test: Examples) -> Row:
-    file = Path(run.config.output) / f"{kind}-{len(tasks)}-{measure.digest(tasks)}.json"
+    names = "\0".join(tasks)
+    file = Path(run.config.output) / f"{kind}-{len(tasks)}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.json"
     if not file.exists():
         rewards = FITS[kind](replace(run, folder=run.folder / file.stem), train, validation, test)
         right = right_shares((e.group, rewards[e.key].numpy()) for e in test)

@@ -14,7 +14,7 @@ import json
 import os
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,6 @@ RULES = {
 MIN_GROUPS = 60  # of a kind; smaller ones join `other`
 
 
-def kind_of(text: str) -> str:
-    """Return the first kind whose rule matches the beginning of a text."""
-    return next((kind for kind, rule in RULES.items() if re.search(rule, text.lower()[:400])), "other")
-
-
-def last_turn(prompt: str | list[dict[str, str]]) -> str:
-    """Return the last message of the user."""
-    if isinstance(prompt, str):
-        return prompt
-    return [message for message in prompt if message["role"] == "user"][-1]["content"]
-
-
 def split(files: list[Path]) -> list[dict[str, Any]]:
     """Return the groups of the files with their kinds as tasks and overall labels only."""
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -57,8 +45,12 @@ def split(files: list[Path]) -> list[dict[str, Any]]:
             scores = row.get("scores") or ()
             size = len(json.dumps(row["prompt"])) + sum(map(len, row["responses"]))
             if row["task"] != "harmlessness" and len(set(scores)) > 1 and size <= CHARACTERS:
-                kept = {name: row[name] for name in ("id", "prompt", "responses", "scores")}
-                by_kind[kind_of(last_turn(row["prompt"]))].append(kept)
+                prompt = row["prompt"]
+                if not isinstance(prompt, str):
+                    prompt = [message for message in prompt if message["role"] == "user"][-1]["content"]
+                start = prompt.lower()[:400]
+                kind = next((kind for kind, rule in RULES.items() if re.search(rule, start)), "other")
+                by_kind[kind].append({name: row[name] for name in ("id", "prompt", "responses", "scores")})
     for kind in [kind for kind, rows in by_kind.items() if len(rows) < MIN_GROUPS and kind != "other"]:
         by_kind["other"] += by_kind.pop(kind)
     chance = random.Random(0)
@@ -76,9 +68,7 @@ def main() -> None:
     for name, files in SETS.items():
         rows = split([data / file for file in files])
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        counts: dict[str, int] = defaultdict(int)
-        for row in rows:
-            counts[row["task"]] += 1
+        counts = Counter(row["task"] for row in rows)
         print(f"{name}: {len(rows)} groups: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -55,11 +54,6 @@ def table(figures: Sequence[Mapping[str, str]]) -> Table:
     for row in figures:
         result.add_row(*row.values())
     return result
-
-
-def digest(texts: Sequence[str]) -> str:
-    """Return a short digest of texts, for the name of a file."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
 def facts() -> dict[str, Any]:

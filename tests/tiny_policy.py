@@ -1,4 +1,4 @@
-"""Settings of a tiny policy and a tiny run, and a rule-based reward. rl/conftest.py has their fixtures."""
+"""Settings of a tiny policy and a tiny run, and a rule-based reward; evidence/conftest.py has their fixtures."""
 
 from __future__ import annotations
 

@@ -172,7 +172,10 @@ def _run(
         progress.show(meter.measure(model, 0))
     if meter.points[-1].step == settings.steps:
         return
-    order = _order(len(reward.prompts), settings)
+    rng, order = random.Random(settings.seed), list[int]()  # one permutation of all prompts after another
+    while len(order) < settings.steps * settings.prompts_per_step:
+        order += rng.sample(range(len(reward.prompts)), len(reward.prompts))
+    order = order[: settings.steps * settings.prompts_per_step]
     rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "prompt_index": order}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -186,14 +189,6 @@ def _run(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _order(count: int, settings: RLConfig) -> list[int]:
-    """Return the prompt index of every row of every step: one seeded permutation of all prompts after another."""
-    rng, order = random.Random(settings.seed), []
-    while len(order) < settings.steps * settings.prompts_per_step:
-        order += rng.sample(range(count), count)
-    return order[: settings.steps * settings.prompts_per_step]
 
 
 def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:

@@ -208,7 +208,17 @@ def load_policy(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
 def _start(config: PolicyConfig, texts: Sequence[tuple[str, str]]) -> tuple[Any, PreTrainedTokenizerBase]:
     if config.path is not None:
         return load_policy(Path(config.path))
-    tokenizer = _train_tokenizer(config.vocabulary, texts)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((f"{prompt} {response}" for prompt, response in texts), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left")
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -223,18 +233,6 @@ def _start(config: PolicyConfig, texts: Sequence[tuple[str, str]]) -> tuple[Any,
         pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
     )
     return LlamaForCausalLM(shape), tokenizer
-
-
-def _train_tokenizer(size: int, texts: Sequence[tuple[str, str]]) -> PreTrainedTokenizerBase:
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator((f"{prompt} {response}" for prompt, response in texts), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left")
 
 
 def _rows(

@@ -30,7 +30,7 @@ from dmoerm.config import Config, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.evaluation import evaluate
 from dmoerm.labeling.quality import label_quality
-from dmoerm.labeling.questions import Endpoint, Question, QuestionFormat, all_pairs, build_questions
+from dmoerm.labeling.questions import Endpoint, QuestionFormat, all_pairs, build_questions
 from dmoerm.labeling.runner import ask, collect_labels
 from dmoerm.labeling.store import AnswerStore
 from dmoerm.labels import CapabilityLabel, write_labels
@@ -61,8 +61,15 @@ def main() -> None:
 
 def at_noise(noise: float, config: Config, groups: Sequence[Group], root: Path) -> dict[str, Any]:
     """Measure one judge's labels against gold, and the experts trained on them."""
+    pairs = list(all_pairs(groups))
+    random.Random(0).shuffle(pairs)
     with served(groups, noise) as url:
-        labels = label_questions(shuffled_questions(groups, url), url, root / f"{noise}.sqlite")
+        endpoint = Endpoint(url, "annotator")
+        questions = list(build_questions(pairs[:PAIRS], QuestionFormat(load_taxonomy("paper-en")), endpoint))
+        with contextlib.closing(AnswerStore(root / f"{noise}.sqlite")) as store:
+            run = ask(questions, endpoint, store, concurrency=IN_FLIGHT)
+            assert run.answered + run.known == len(questions), run
+            labels = collect_labels(questions, store, "annotator")
     gold = [gold_group(group) for group in groups]
     single_task = [dataclasses.replace(label, task="all") for label in labels]
     (total,) = [row for row in label_quality(single_task, gold) if row.capability == "all capabilities"]
@@ -145,25 +152,6 @@ def _serve(groups: Sequence[Group], noise: float, address: Any) -> None:
     with FakeJudge(opinion=Annotator(groups, noise)) as judge:
         address.put(judge.url)
         time.sleep(3600)
-
-
-def shuffled_questions(groups: Sequence[Group], url: str) -> list[Question]:
-    """Return the questions on a random sample of pairs."""
-    question_format = QuestionFormat(load_taxonomy("paper-en"))
-    shuffled = list(all_pairs(groups))
-    random.Random(0).shuffle(shuffled)
-    return list(build_questions(shuffled[:PAIRS], question_format, Endpoint(url, "annotator")))
-
-
-def label_questions(questions: list[Question], url: str, path: Path) -> list[CapabilityLabel]:
-    """Send all questions and return their labels."""
-    store = AnswerStore(path)
-    try:
-        run = ask(questions, Endpoint(url, "annotator"), store, concurrency=IN_FLIGHT)
-        assert run.answered + run.known == len(questions), run
-        return collect_labels(questions, store, "annotator")
-    finally:
-        store.close()
 
 
 if __name__ == "__main__":
