@@ -14,10 +14,9 @@ import argparse
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import t
@@ -96,8 +95,7 @@ class PolicyResults(Document):
     """Condition → `dmoerm - method (beta)` → difference of gold at the end; see `policies.differences`."""
 
 
-@dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(NamedTuple):
     """Settings of the reward models, the policy and its optimization."""
 
     config: Config

@@ -7,19 +7,9 @@ optimize.py   the run: TRL's trainer, checkpoints, periodic measurements
 trainers.py   TRL's trainers without needless work, and PPO
 """
 
-from evidence.rl.measuring import Point, Trajectory
+from evidence.rl.measuring import Point
 from evidence.rl.optimize import draw_prompts, optimize
 from evidence.rl.policy import PolicyConfig, RLConfig, make_policy
-from evidence.rl.sampling import Reward, RLPrompt
+from evidence.rl.sampling import RLPrompt
 
-__all__ = [
-    "Point",
-    "PolicyConfig",
-    "RLConfig",
-    "RLPrompt",
-    "Reward",
-    "Trajectory",
-    "draw_prompts",
-    "make_policy",
-    "optimize",
-]
+__all__ = ["Point", "PolicyConfig", "RLConfig", "RLPrompt", "draw_prompts", "make_policy", "optimize"]

@@ -15,8 +15,7 @@ from dmoerm.schema import GENERATED, Group, Prompt
 from evidence.testbed.annotators import capability_grade, overall_grade
 from evidence.testbed.compose import EVIDENCE, sample_responses
 from evidence.testbed.gold import gold_reward, grade
-from evidence.testbed.prompts import TASKS, PromptItem, prompts
-from evidence.testbed.seeds import stream
+from evidence.testbed.prompts import TASKS, PromptItem, prompts, stream
 
 CAPABILITIES: dict[str, tuple[str, ...]] = {task: tuple(names) for task, names in EVIDENCE.items()}
 """Task → its capabilities, in the order and spelling of the taxonomy."""

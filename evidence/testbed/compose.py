@@ -12,8 +12,7 @@ from random import Random
 
 from dmoerm.schema import prompt_key
 from evidence.testbed.phrases import ANSWERS, FAMILIES
-from evidence.testbed.prompts import PromptItem
-from evidence.testbed.seeds import stream
+from evidence.testbed.prompts import PromptItem, stream
 
 EVIDENCE: dict[str, dict[str, str]] = {
     "roleplay": {
@@ -76,8 +75,15 @@ def sample_responses(item: PromptItem, n: int, seed: int = 0) -> list[str]:
 
 def _compose(item: PromptItem, rng: Random) -> str:
     levels = {name: rng.choices(range(4), _LEVEL_WEIGHTS)[0] for name in EVIDENCE[item.task]}
-    families = [family for name, level in levels.items() for family in _show(item.task, name, level, rng)]
-    families += _style(rng)
+    families: list[str] = []
+    for capability, level in levels.items():
+        family = EVIDENCE[item.task][capability]
+        if not family:
+            families += rng.choices(_CLUTTER[capability], k=max(0, 2 - level))
+        elif family != "answer":
+            families += [family] * level
+    for _ in range(rng.choices(range(4), _STYLE_WEIGHTS)[0]):
+        families.append(rng.choice(_RARE if rng.random() < _RARE_SHARE else _STYLE))
     rng.shuffle(families)
     sentences = [_answer(item, levels["correctness"], rng)] if item.fact else []
     used: set[str] = set()
@@ -87,19 +93,6 @@ def _compose(item: PromptItem, rng: Random) -> str:
         used.add(template)
         sentences.append(fill(template, item, rng))
     return " ".join(sentences) or fill(FAMILIES["digression"].sentences[0], item, rng)
-
-
-def _show(task: str, capability: str, level: int, rng: Random) -> list[str]:
-    """Return the families of the sentences that show a level of a capability."""
-    family = EVIDENCE[task][capability]
-    if family == "answer":
-        return []
-    return [family] * level if family else rng.choices(_CLUTTER[capability], k=max(0, 2 - level))
-
-
-def _style(rng: Random) -> list[str]:
-    count = rng.choices(range(4), _STYLE_WEIGHTS)[0]
-    return [rng.choice(_RARE if rng.random() < _RARE_SHARE else _STYLE) for _ in range(count)]
 
 
 def _answer(item: PromptItem, level: int, rng: Random) -> str:

@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 
 from dmoerm.schema import Prompt
-from evidence.testbed.facts import FACTS, Fact
+from evidence.testbed.facts import FACTS
 from evidence.testbed.phrases import FAMILIES
 
 COUNTED_WORDS = (4, 30)
@@ -47,7 +47,10 @@ def evidence(prompt: Prompt, response: str) -> dict[str, int]:
     `topic` counts the sentences that name the prompt's subject. A sentence of the family `persona` counts only if it
     names the subject, which is the character to play.
     """
-    words = topic_words(prompt)
+    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt if turn.role != "assistant"]
+    words = {word.strip("'") for text in texts for word in _WORD.findall(text.lower())}
+    # The subject's words are the long ones that do not belong to a frame.
+    words = {_stem(w) for w in words if (len(w) > 3 or w == "fe") and w not in _GENERIC_WORDS | _FUNCTION_WORDS}
     counts = dict.fromkeys(FAMILIES, 0)
     for sentence in dict.fromkeys(_sentences(response.lower())):
         if not COUNTED_WORDS[0] <= len(_WORD.findall(sentence)) <= COUNTED_WORDS[1]:
@@ -65,7 +68,8 @@ def correctness(prompt: Prompt, response: str, guesses: int) -> float:
     1 for the right answer alone, 0.4 for a right and a wrong answer, 0.25 without an answer, 0.1 for a wrong answer
     alone; a guess costs a third. 0.5 if the prompt has no question of the fact base.
     """
-    fact = _fact(prompt)
+    question = (prompt if isinstance(prompt, str) else prompt[-1].content).lower()
+    fact = next((fact for fact in FACTS if fact.question.lower() in question), None)
     if fact is None:
         return 0.5 if response.strip() else 0.0
     right, wrong = _names(response, fact.answer), any(_names(response, answer) for answer in fact.wrong)
@@ -91,13 +95,6 @@ def workmanship(response: str, shortest: int, longest: int) -> float:
     return length * min(1.0, fresh / 0.9) ** 2 * plain * fluent
 
 
-def topic_words(prompt: Prompt) -> frozenset[str]:
-    """Return the stems of the words that name a prompt's subject: long words that do not belong to a frame."""
-    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt if turn.role != "assistant"]
-    words = (word.strip("'") for text in texts for word in _WORD.findall(text.lower()))
-    return frozenset(_stem(w) for w in words if (len(w) > 3 or w == "fe") and w not in _GENERIC_WORDS | _FUNCTION_WORDS)
-
-
 @lru_cache(maxsize=65_536)  # the sentences of testbed responses repeat
 def families_of(sentence: str) -> tuple[str, ...]:
     """Return the families whose cue is in a sentence."""
@@ -110,11 +107,6 @@ def _sentences(text: str) -> list[str]:
 
 def _stem(word: str) -> str:
     return word.removesuffix("'s").rstrip("s")
-
-
-def _fact(prompt: Prompt) -> Fact | None:
-    text = prompt if isinstance(prompt, str) else prompt[-1].content
-    return next((fact for fact in FACTS if fact.question.lower() in text.lower()), None)
 
 
 def _names(text: str, answer: str) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from random import Random
 
 from dmoerm.errors import DataError
 from dmoerm.schema import Message, Prompt
 from evidence.testbed.facts import FACTS, Fact
-from evidence.testbed.seeds import stream
 from evidence.testbed.subjects import (
     CAST,
     CHARACTERS,
@@ -44,6 +45,12 @@ class PromptItem:
     prompt: Prompt
     slots: dict[str, str] = field(hash=False)
     fact: Fact | None = None
+
+
+def stream(*names: object) -> Random:
+    """Return the random stream of these names: a digest of their texts seeds it, equally on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
+    return Random(int.from_bytes(digest[:8], "big"))
 
 
 def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
