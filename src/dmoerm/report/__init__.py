@@ -1,6 +1,6 @@
 """report.html, one self-contained page from results, and the model card.
 
-run.py          the page of one run;  comparison.py   of a comparison
+sections.py     what the page shows of a run, and of a comparison
 page.py         the view data and its rendering by templates/
 plots.py        intervals as SVG
 card.py         README.md of a checkpoint
@@ -13,9 +13,8 @@ from pathlib import Path
 from ..evaluation.results import Comparison, Results
 from ..io.paths import write_file
 from .card import write_card
-from .comparison import comparison_section
 from .page import render_page
-from .run import run_section
+from .sections import comparison_section, run_section
 
 __all__ = ["report_html", "write_card", "write_report"]
 
