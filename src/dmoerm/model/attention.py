@@ -162,8 +162,16 @@ def _attend_rows(
         # PyTorch's kernels need no mask where queries and keys are the same rows
         causal = group.queries is group.keys and options.window is None and not options.special
         mask = None if causal else group.mask(q.dtype, q.shape[0], options.window)
-        padded = _attention(group.queries.pad(q), group.keys.pad(k), group.keys.pad(v), mask, options)
-        states.append(group.queries.unpad(padded, q.shape[0]))
+        rows = (group.queries.pad(q), group.keys.pad(k), group.keys.pad(v))
+        queries, keys, values = (x.transpose(1, 2) for x in rows)
+        if mask is not None and (options.special or (q.dtype == torch.bfloat16 and q.device.type == "cpu")):
+            padded = _products(queries, keys, values, mask, options)
+        else:
+            arguments = {"dropout_p": options.dropout, "scale": options.scale, "enable_gqa": q.shape[2] != k.shape[2]}
+            padded = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=mask is None, **arguments
+            )
+        states.append(group.queries.unpad(padded.transpose(1, 2), q.shape[0]))
     joined = states[0] if len(states) == 1 else torch.cat(states, 1)
     return joined if order is None else joined.index_select(1, order)
 
@@ -263,16 +271,6 @@ def _group_by_length(packing: Packing) -> list[list[int]]:
         groups[-1].append(q)
         group = joined
     return [sorted(prompts) for prompts in groups]
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Options) -> Tensor:
-    """Attend within padded rows (rows, tokens, H, c); causal if the mask is None."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if mask is not None and (options.special or (q.dtype == torch.bfloat16 and q.device.type == "cpu")):
-        return _products(q, k, v, mask, options).transpose(1, 2)
-    grouped = q.shape[1] != k.shape[1]
-    arguments = {"dropout_p": options.dropout, "scale": options.scale, "enable_gqa": grouped}
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **arguments).transpose(1, 2)
 
 
 def _attend_unpacked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Options) -> Tensor:

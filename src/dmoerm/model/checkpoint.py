@@ -240,8 +240,7 @@ def download(name: str, files: Sequence[str] = FILES, **options: Any) -> Path:
 
     Args:
         files: patterns of the files to download.
-        options: `revision` (a branch, tag or commit; default: the main branch), `token`, `cache_dir`,
-            `force_download`, `local_files_only`, as for `huggingface_hub.snapshot_download`.
+        options: as for `huggingface_hub.snapshot_download`.
 
     Raises:
         CheckpointError: the name or revision does not exist, no permission, or no network.

@@ -254,10 +254,7 @@ class DMoERM(Mixture):
         dtype: torch.dtype | str | None = None,
         **_: Any,
     ) -> None:
-        """Write the model folder completely or not at all; transformers' other options have no effect.
-
-        Args and raises: see `dmoerm.model.checkpoint.save`.
-        """
+        """Write the model folder by `checkpoint.save`; transformers' other options have no effect."""
         checkpoint.save(self, Path(save_directory), card=card, run_config=run_config, dtype=dtype)
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -265,12 +262,7 @@ class DMoERM(Mixture):
     ) -> str:
         """Upload the model as one commit and return the commit's URL; its card then loads the model from there.
 
-        Args:
-            repo_id: such as `me/my-reward-model`; the repository is created if it does not exist.
-            options: `private`, `revision`, `token`: see `dmoerm.model.checkpoint.upload`.
-
-        Raises:
-            CheckpointError: no permission, no network, or an invalid name.
+        The options are `private`, `revision` and `token`; they and the errors are those of `checkpoint.upload`.
         """
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory) / "model"

@@ -131,12 +131,9 @@ def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
 
 
 def check_targets(branch: nn.Module, config: LoRAConfig, setting: str) -> None:
-    """Raise `BackboneError` if one of the `targets` is not the name of a linear layer of the branch.
+    """Raise `BackboneError`, with the setting's name, if a target is not the name of a linear layer of the branch.
 
     With the default targets, it is enough that `lora_targets` finds some.
-
-    Args:
-        setting: the name of the setting, for the message.
     """
     linear = _linear_names(branch)
     missing = [name for name in config.targets if name not in linear]
@@ -183,8 +180,7 @@ class Experts(nn.Module):
     def embed(self, inputs: Packed, base: Tensor | None) -> Tensor:
         """Return all experts' embeddings z (k, N, D), from one pass.
 
-        Args:
-            base: (N, D), the plain branch's embeddings; required if the experts have no LoRA.
+        Without a LoRA, they are the plain branch's embeddings `base` (N, D).
         """
         if self.branch is None:
             assert base is not None

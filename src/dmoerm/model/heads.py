@@ -148,8 +148,7 @@ class Posterior(nn.Module):
     def set_sum(self, heads: Sequence[tuple[Tensor, HeadPosterior]]) -> None:
         """Set the posterior of a reward Σ_h (c_h · w_h) @ x, with independent heads' weights w_h.
 
-        Args:
-            heads: of each head, its coefficients c_h (D,) and its posterior.
+        Each head has its coefficients c_h (D,) and its posterior.
         """
         self.rest.copy_(torch.stack([c.square() * head.rest for c, head in heads]).sum(0))
         columns = torch.cat([c[:, None] * head.basis for c, head in heads], 1)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -162,7 +161,12 @@ def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: in
         states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
         states = states[None].expand(num_experts, -1, -1)
         layers: list[Any] = list(part.layers)
-        this = _Pass(part, packing, _rotary(part, states, packing.positions[None]), attention_form(packing.device))
+        positions, rotary = packing.positions[None], dict[str | None, Any]()
+        if "layer_type" in inspect.signature(part.rotary_emb.forward).parameters:
+            rotary |= {name: part.rotary_emb(states, positions, name) for name in set(part.config.layer_types)}
+        else:
+            rotary[None] = part.rotary_emb(states, position_ids=positions)
+        this = _Pass(part, packing, rotary, attention_form(packing.device))
         for index, layer in enumerate(layers[:-1]):
             states = this.through(index, layer, states)
         return part.norm(this.through_last(len(layers) - 1, layers[-1], states, outputs))
@@ -223,12 +227,6 @@ class _Pass(NamedTuple):
         return self.through(index, layer, states, written, queries=outputs, keys=collected[0])
 
 
-def _rotary(part: Decoder, states: Tensor, positions: Tensor) -> dict[str | None, Any]:
-    if "layer_type" not in inspect.signature(part.rotary_emb.forward).parameters:
-        return {None: part.rotary_emb(states, position_ids=positions)}
-    return {name: part.rotary_emb(states, positions, name) for name in dict.fromkeys(part.config.layer_types)}
-
-
 def _keys_only(layer: Any) -> nn.Module:
     """Return the layer without queries, output projection and MLP, which its keys and values do not need.
 
@@ -275,15 +273,15 @@ def recompute_layers(part: PreTrainedModel, *, offload: bool = False) -> None:
     if not layers:
         kind = part.config.model_type
         raise BackboneError(f"gradient_checkpointing: a backbone of type {kind!r} does not support it; set it to false")
+
+    def recomputed(layer: Any, *inputs: Any, **options: Any) -> Any:
+        with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
+            return checkpoint(layer, *inputs, use_reentrant=False, **options)
+
     for layer in layers:
-        layer._gradient_checkpointing_func = functools.partial(_recomputed, offload)  # pyright: ignore
+        layer._gradient_checkpointing_func = recomputed  # pyright: ignore[reportAttributeAccessIssue]
         layer.gradient_checkpointing = True
     part.config.use_cache = False  # a layer that runs twice would append its keys and values twice
-
-
-def _recomputed(offload: bool, layer: Any, *inputs: Any, **options: Any) -> Any:
-    with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
-        return checkpoint(layer, *inputs, use_reentrant=False, **options)
 
 
 # --- a model's own forward -------------------------------------------------------------------------------------------

@@ -118,9 +118,7 @@ def scoring_tokens(decoder: Decoder) -> int:
 def training_tokens(branch: Decoder, *, checkpointing: bool | str) -> int:
     """Return the tokens of a pass with a backward pass, before gradients and optimizer state are allocated.
 
-    Args:
-        branch: with its trainable weights, which may be in shards.
-        checkpointing: see `kept_bytes`.
+    The branch has its trainable weights, which may be in shards; for `checkpointing` see `kept_bytes`.
     """
     shape, size = BackboneShape.of(branch.config) if is_packed(branch.config) else None, _size(branch)
     if shape is None:

@@ -108,16 +108,6 @@ class Packing:
             return slice(None)
         return to_device(torch.tensor(rows, dtype=torch.long), self.device)
 
-    def select(self, rows: Sequence[int]) -> tuple[Packing, Tensor]:
-        """Select responses with their prompts; also return the indices of their tokens among the T tokens."""
-        kept = sorted({self.owner[n] for n in rows})
-        number = {q: i for i, q in enumerate(kept)}
-        prompts, responses = [self.prompts[q] for q in kept], [self.responses[n] for n in rows]
-        packing = Packing(prompts, responses, [number[self.owner[n]] for n in rows], self.device)
-        of_prompts, of_responses = runs(self.prompts), runs(self.responses, self.prompt_tokens)
-        indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
-        return packing, to_device(torch.tensor(indices, dtype=torch.long), self.device)
-
 
 class Packed(NamedTuple):
     """The input of a pass: ids (T,) or hidden states (T, d), and their packing."""
@@ -131,10 +121,16 @@ class Packed(NamedTuple):
 
     def select(self, rows: Sequence[int]) -> Packed:
         """Select responses with their prompts."""
-        if isinstance(self.packing.index(rows), slice):
+        whole = self.packing
+        if list(rows) == list(range(len(whole.responses))):
             return self
-        packing, indices = self.packing.select(rows)
-        return Packed(self.tokens[indices], packing)
+        kept = sorted({whole.owner[n] for n in rows})
+        number = {q: i for i, q in enumerate(kept)}
+        prompts, responses = [whole.prompts[q] for q in kept], [whole.responses[n] for n in rows]
+        packing = Packing(prompts, responses, [number[whole.owner[n]] for n in rows], whole.device)
+        of_prompts, of_responses = runs(whole.prompts), runs(whole.responses, whole.prompt_tokens)
+        indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
+        return Packed(self.tokens[to_device(torch.tensor(indices, dtype=torch.long), whole.device)], packing)
 
     def split(self) -> list[tuple[Tensor, list[Tensor]]]:
         """Undo `pack`: return each prompt with its responses."""

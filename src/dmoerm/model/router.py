@@ -90,8 +90,7 @@ class Routing(BaseModel):
         """Return the weights (Q, T + 1) of the task models' rewards, and last of the general model's; rows sum to 1.
 
         Args:
-            probabilities: (Q, T), the router's.
-            tasks: T names.
+            probabilities: (Q, T), of the T `tasks`.
             threshold: a most probable task below it has no weight; unused where tasks are mixed.
             shared: a task costs only its heads, and any number of tasks may be mixed.
         """
