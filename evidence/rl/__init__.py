@@ -4,7 +4,7 @@ policy.py     the settings, and the small language model that is optimized, fine
 sampling.py   responses of a policy, their log-probabilities, and a reward model as TRL's reward function
 measuring.py  proxy, gold and KL on held-out prompts
 optimize.py   the run: TRL's trainer, checkpoints, periodic measurements
-trainers.py   TRL's trainers without needless work, and PPO
+trainers.py   TRL's trainers, and PPO with a critic
 """
 
 from evidence.rl.measuring import Point
