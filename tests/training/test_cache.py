@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TRAINED, train_quietly
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.config import Config
 from dmoerm.model.packing import pack, pack_ids
 from dmoerm.training.cache import ActivationCache
 
@@ -151,12 +149,3 @@ def test_a_limit_of_0_switches_it_off(begun: Callable[..., Any], monkeypatch: py
         assert off.fill([*texts, texts[0]]) == 3
     torch.testing.assert_close(off.states(texts[0]), whole.states(texts[0]), atol=1e-5, rtol=1e-4)
     assert not (whole.root / "off").exists()
-
-
-def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(**TRAINED, cache_limit=1e-6)
-    run = train_quietly(config)
-    assert disk(Path(config.cache)) <= 1000
-    prompt, responses = "How are you?", ["Fine.", "No."]
-    expected = [score.reward for score in trained_run.model.score(prompt, responses)]
-    assert [score.reward for score in run.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-3)

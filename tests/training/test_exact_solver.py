@@ -15,8 +15,7 @@ from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 from torch import Tensor
 
 from dmoerm import DMoERM
-from dmoerm.config import Config, load_config
-from dmoerm.errors import ConfigError
+from dmoerm.config import Config
 from dmoerm.schema import Pair
 from dmoerm.training import calibration as weighting
 from dmoerm.training.calibration import EXPERT_SCALES, rescale_experts, score_weights
@@ -299,30 +298,6 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
     assert float(weights.sum()) == pytest.approx(1)
     assert (weights.tolist() == [0.5, 0.5]) is kept
     assert kept or weights.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["base=full"], "phase0.fit is exact but base is full, which trains more than heads"),
-        (["phase2.lora.rank=2"], "phase2.lora: needs phase2.fit: trained"),
-        (["phase1.fit=trained"], "phase1.fit is trained but base is frozen"),
-        (["phase3.inputs=both"], "phase3.inputs: needs phase3.fit: trained"),
-        (["phase2.learning_rate=0.1"], "phase2.learning_rate: needs phase2.fit: trained"),
-    ],
-)
-def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_config("frozen", overrides)
-
-
-def test_lora_experts_start_from_exact_heads() -> None:
-    """The settings that docs/training.md names for `frozen` with LoRA experts."""
-    lora = ["phase2.fit=trained", "phase2.head_first=true", "phase2.lora.rank=8", "phase2.l2=2"]
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    assert all(f"--set {setting}" in page for setting in lora)
-    config = load_config("frozen", lora)
-    assert (config.phase2.l2, config.phase2.head_first, config.phase1.fit) == (2, True, "exact")
 
 
 @pytest.mark.parametrize("base", ["full", pytest.param("frozen", marks=pytest.mark.slow)])

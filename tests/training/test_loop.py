@@ -156,15 +156,6 @@ def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(loss_of(scorer, listed), rel=1e-5)
 
 
-def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
-    """Validation wants the opposite of training: every step makes it worse, so the start is the best."""
-    scorer = head()
-    start = copy.deepcopy(scorer)
-    result = fitted(scorer, tmp_path, validation=rows(32, 2, flipped=True))
-    assert same(scorer, start)
-    assert result.loss == pytest.approx(loss_of(start, rows(32, 2, flipped=True)), rel=1e-5)
-
-
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, metric: str) -> None:
     scorer, seen = head(), list[tuple[float, float, torch.Tensor]]()
@@ -220,7 +211,7 @@ def kill_at(at: int) -> Callable[..., None]:
     return watch
 
 
-@pytest.mark.parametrize("changes", [{}, {"metric_for_best_model": "end"}, {"gradient_accumulation": 4}])
+@pytest.mark.parametrize("changes", [{}, {"metric_for_best_model": "end"}])
 @pytest.mark.parametrize("killed_at", [2, 9, 24])
 def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, changes: dict[str, Any]) -> None:
     """With dropout, so that the random state has to be that of the killed fit."""
@@ -244,24 +235,6 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
     broken = head(dropout=0.3)
     fitted(broken, tmp_path / "b", metric_for_best_model="end")
     assert same(broken, unbroken)
-
-
-def test_an_ended_fit_started_again_gives_the_same(tmp_path: Path) -> None:
-    """As when the run is killed between a fit and the file that says it is done, early stopping included."""
-    for changes in ({}, {"validation": rows(32, 2, flipped=True), "patience": 1}):
-        folder = tmp_path / str(len(changes))
-        first, again = head(dropout=0.3), head(dropout=0.3)
-        result = fitted(first, folder, **changes)
-        assert fitted(again, folder, **changes) == result
-        assert same(first, again)
-
-
-def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    """The last step of an epoch has fewer passes."""
-    whole, parts = head(), head()
-    fitted(whole, tmp_path / "a", train=rows(36, 1))
-    fitted(parts, tmp_path / "b", train=rows(36, 1), gradient_accumulation=4)
-    torch.testing.assert_close(whole.score.weight, parts.score.weight, atol=1e-5, rtol=1e-4)
 
 
 def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:

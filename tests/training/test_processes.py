@@ -47,7 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "frozen": {"base": "frozen", "training": END, "phase2": {"fit": "exact"}},
     "lora": {"base": "lora", "base_lora": LORA, **ENDS},
     "head first, uneven": {
-        "training": {"batch_groups": 6, "gradient_accumulation": 2, **END},
+        "training": {"batch_groups": 3, **END},
         "router": {"kind": "own", "epochs": 2, "learning_rate": 1e-3},
         "phase0": {"head_first": True},
         "phase2": {"lora": LORA},

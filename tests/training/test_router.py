@@ -96,17 +96,6 @@ def test_it_learns_the_tasks_and_routes_what_has_none(begun: Callable[..., Any],
     assert [choice.task for choice in choices] == found  # the same choice as in use
 
 
-@each_kind
-def test_it_changes_nothing_but_the_router(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
-    start = begun(**changes)
-    before = {name: tensor.clone() for name, tensor in start.run.model.state_dict().items() if not tensor.is_meta}
-    train_router(start)
-    moved = {n for n, t in start.run.model.state_dict().items() if n in before and not torch.equal(t, before[n])}
-    assert moved
-    assert all(name.startswith("router.") for name in moved)
-    assert not any(p.requires_grad for p in start.run.model.router.parameters())
-
-
 def test_below_the_threshold_a_group_stays_without_a_task(begun: Callable[..., Any]) -> None:
     start = begun(router={"threshold": 1.0})
     train_router(start)

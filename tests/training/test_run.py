@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import HEADS, TRAINED, make_exact_config, make_tiny_config, tiny_groups, train_quietly, write_groups
+from tiny import HEADS, TRAINED, make_tiny_config, tiny_groups, train_quietly, write_groups
 from tiny import assert_same as assert_same_scores
 from transformers import AutoConfig
 
@@ -29,7 +29,7 @@ from dmoerm.taxonomy import draft_taxonomy
 from dmoerm.training import Run, train
 from dmoerm.training import run as module
 from dmoerm.training.loop import Loop
-from dmoerm.training.run import build_model, graph, path_to
+from dmoerm.training.run import graph, path_to
 from dmoerm.training.steps import Training
 
 TASKS = ("chitchat", "objective_qa")
@@ -89,23 +89,6 @@ def test_every_form_trains(tiny_config: Callable[..., Config], form: str) -> Non
         assert all(score.uncertainty > 0 for score in run.model.score("Is it?", ["Yes.", "No."], "chitchat"))
 
 
-@pytest.mark.slow
-def test_a_run_on_smollm2(tiny_config: Callable[..., Config], smollm2: str) -> None:
-    run = train_quietly(tiny_config(backbone={"path": smollm2, "num_layers": 6, "branch_layer": 5}))
-    assert_whole(run)
-
-
-def test_the_trunk_and_a_frozen_branch_stay_as_pretrained(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
-    frozen = train_quietly(tiny_config(**HEADS))
-    pretrained = build_model(frozen.config, draft_taxonomy(tiny_groups(), "drafted"))
-    for part in ("trunk", "general.branch"):
-        whole = dict(pretrained.get_submodule(part).named_parameters())
-        for name, parameter in frozen.model.get_submodule(part).named_parameters():
-            assert torch.equal(parameter, whole[name]), name
-    for name, parameter in trained_run.model.trunk.named_parameters():
-        assert torch.equal(parameter, pretrained.trunk.get_parameter(name)), name
-
-
 def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
     assert_same(train_quietly(tiny_config(**TRAINED)), trained_run)
 
@@ -153,10 +136,7 @@ def stop() -> None:
 PLACES = [
     ("router", 5),
     ("phase0/branch", 6),
-    ("phase1/chitchat/branch", 1),
     ("phase1/chitchat/branch", 5),
-    ("phase2/chitchat/head", 1),
-    ("phase2/chitchat/lora", 1),
     ("phase2/chitchat/lora", 8),
     ("phase3/objective_qa", 4),
 ]
@@ -187,7 +167,7 @@ from dmoerm.training import train
 from dmoerm.training.loop import Loop
 from test_run import kill_at
 
-Loop._step = kill_at("phase2/chitchat/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+Loop._step = kill_at("phase2/chitchat/lora", 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config({config!r}), Console(quiet=True))
 """
 
@@ -205,23 +185,10 @@ def test_a_killed_process_goes_on_to_the_same_end(
     killed = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     output = Path(config.output)
-    assert list((output / "checkpoints" / "phase2" / "chitchat" / "head").glob("checkpoint-*"))
+    assert list((output / "checkpoints" / "phase2" / "chitchat" / "lora").glob("checkpoint-*"))
     assert not (output / "model").exists()
     assert steps(output).keys() == {"router", "phase0", "phase1/chitchat"}
     assert_same(train_quietly(config), unbroken)
-
-
-def test_of_several_gpus_one_is_used_and_the_command_for_all_is_printed(
-    trained_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    console = Console(file=io.StringIO())
-    train(trained_run.config, console)
-    assert "accelerate launch --multi_gpu --num_processes 4 -m dmoerm.cli train" in console.file.getvalue()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    console = Console(file=io.StringIO())
-    train(trained_run.config, console)
-    assert "accelerate" not in console.file.getvalue()
 
 
 def test_a_folder_with_other_settings_is_left_alone(trained_run: Run) -> None:
@@ -350,8 +317,8 @@ def test_a_batch_with_too_few_groups_is_refused(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dmoerm.training.run.world_size", lambda: 4)
-    config = tiny_config(training={"gradient_accumulation": 4})
-    with pytest.raises(ConfigError, match=r"training.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
+    config = tiny_config(training={"batch_groups": 2})
+    with pytest.raises(ConfigError, match=r"training.batch_groups: 2 groups are too few for 4 processes"):
         train_quietly(config)
     assert not Path(config.output).exists()
 
@@ -380,12 +347,6 @@ def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Conf
     assert "phase0" in [s.name for s in path_to("phase2/chitchat", warm)]
     whole = ["router", "phase0", *(f"{phase}/objective_qa" for phase in ("phase1", "phase2", "phase3"))]
     assert [s.name for s in path_to("phase3/objective_qa", cold)] == whole
-
-
-def test_exact_heads_of_a_task_need_the_general_ones(tiny_backbone: str, tmp_path: Path) -> None:
-    """Their penalty may pull toward the general model's weights."""
-    found = drafted(make_exact_config(tiny_backbone, tmp_path))
-    assert "phase0" in [step.name for step in path_to("phase1/chitchat", found)]
 
 
 def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., Config]) -> None:

@@ -65,7 +65,6 @@ STEP: dict[str, Any] = {
     "learning_rate": 1e-5,
     "head_learning_rate": 1e-6,
     "batch_groups": 4,
-    "gradient_accumulation": 2,
     "weight_decay": 0.5,
     "warmup": 0.5,
     "evaluations": 3,
@@ -84,7 +83,7 @@ def optimized(step: StepConfig, folder: Path, shared: TrainingConfig) -> Any:
     for loss, accuracy in ((1.0, 0.5), (0.5, 0.4), (0.7, 0.9), (0.8, 0.8)):
         tracker.update(torch.tensor([loss]), torch.tensor([accuracy]))
     kept = (tracker.best_loss.tolist(), tracker.best_accuracy.tolist(), tracker.patience_count.tolist(), tracker.open)
-    return groups, [loop.total, loop.per_pass, loop.accumulation, loop.every], kept
+    return groups, [loop.total, loop.size, loop.every], kept
 
 
 @pytest.mark.parametrize(
@@ -111,13 +110,13 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
     for module in (phases, router):
         monkeypatch.setattr(module, "fit", fit)
     pulls = {name: {"l2": i / 10} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
-    start = begun(**pulls, phase3={"l2": 0.4}, router={"kind": "own"})
+    start = begun(**pulls, router={"kind": "own"})
     config = start.run.config
     router.train_router(start)
     phases.phase0(start)
     for phase in (phases.phase1, phases.phase2, phases.phase3):
         phase(start, "chitchat")
-    expected = {"router": (config.router, None), "phase3/chitchat": (config.phase3, config.phase3.l2)}
+    expected = {"router": (config.router, None), "phase3/chitchat": (config.phase3, 0.0)}
     names = {"phase0": "branch", "phase1/chitchat": "branch", "phase2/chitchat": "lora"}
     for name, last in names.items():
         step = getattr(config, name.partition("/")[0])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_tokenizer, train_quietly
+from tiny import train_quietly
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from dmoerm.cli.run import train_and_measure
 from dmoerm.config import Config
@@ -33,7 +30,6 @@ from .launching import (
     approximately,
     assert_close,
     killed,
-    launch,
     measured,
     trained,
     written,
@@ -102,25 +98,6 @@ def test_two_processes_train_and_measure_as_one(
     assert max(held) < 0.6 * trunk
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
-    tiny_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    how = "fsdp2"
-    config = tiny_config(**{**PIECES, "training": {**END, "batch_groups": 2}, "phase2": {**LONG, "lora": LORA}})
-    two, one = killed(config, tmp_path / "two", "phase2/chitchat/lora", 7, how), written(config, tmp_path / "one")[1]
-    trained(config, tmp_path / "two", "--no-eval", how=how)
-    train_and_measure(one, "train")
-    assert_close(two, one)
-    command, alone = str(tmp_path / "two" / "command.py"), tmp_path / "one" / "command.py"
-    alone.write_text(Path(command).read_text())
-    for more in ([], ["--data", config.data.files[0]]):  # from cached activations, and from none
-        asked = launch(command, "eval", two.output, "--report", two.output, *more, how=how)
-        assert asked.returncode == 0, asked.stderr[-3000:]
-        subprocess.run([sys.executable, alone, "eval", one.output, "--report", one.output, *more], check=True)
-        assert approximately(measured(Path(two.output)), measured(Path(one.output)))
-
-
 TRAINED: dict[str, dict[str, Any]] = {
     "full": {"base": "full", **ENDS, "warm_start": True, "gradient_checkpointing": True},
     "lora": {"base": "lora", "base_lora": LORA, **ENDS, "gradient_checkpointing": True},
@@ -160,20 +137,6 @@ def test_two_processes_train_a_sharded_branch_as_one(
     if form != "lora":  # which is whole on both
         assert branch < sum(rows) < 1.1 * branch
         assert max(rows) < 0.6 * branch
-
-
-@pytest.mark.slow
-def test_two_processes_start_from_a_reward_model_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    """Only the main process reads its head; the others rescale the same weights when they fit the normalizer."""
-    backbone = AutoConfig.from_pretrained(tiny_config().backbone.path, num_labels=1, pad_token_id=0)
-    torch.manual_seed(1)
-    AutoModelForSequenceClassification.from_config(backbone).save_pretrained(tmp_path / "reward")
-    tiny_tokenizer().save_pretrained(tmp_path / "reward")
-    config = tiny_config(**TRAINED["full"], backbone={"path": str(tmp_path / "reward")})
-    two = trained(config, tmp_path / "two", "--no-eval", how="fsdp2", command=SMALL + "main()")
-    one = written(config, tmp_path / "one")[1]
-    assert train_quietly(one).model.general.head.has_start
-    assert_close(two, one)
 
 
 @pytest.mark.slow

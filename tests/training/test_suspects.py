@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.config import load_config
 from dmoerm.data.readers import read_groups
-from dmoerm.evaluation.error_analysis import WORST, error_analysis
 from dmoerm.schema import Group
 from dmoerm.training.exact_solver import out_of_fold
 from dmoerm.training.run import load_run
@@ -93,18 +92,6 @@ def test_a_training_label_is_judged_by_the_head_without_its_fold(training: Train
         scores = out_of_fold(head, folds, [example], vectors, seed)[example.key]
         margin = scores[label.pair.better] - scores[label.pair.worse]
         assert label.probability == pytest.approx(float(torch.sigmoid(margin)), abs=1e-5)
-
-
-def test_results_list_the_most_doubtful_label_of_each_prompt(training: Training) -> None:
-    judged = judge_labels(training)
-    doubts = error_analysis([], judged=judged).doubts
-    assert doubts is not None
-    assert (doubts.judged, len(doubts.worst)) == (len(judged), WORST)
-    assert doubts.contradicted == sum(label.probability < 0.5 for label in judged)
-    assert [label.probability for label in doubts.worst] == sorted(label.probability for label in doubts.worst)
-    assert len({label.prompt for label in doubts.worst}) == WORST
-    assert doubts.worst[0].preferred == judged[0].group.responses[judged[0].pair.better]
-    assert {label.capability for label in doubts.worst} == {None, "kind"}
 
 
 def run(*arguments: object) -> Any:

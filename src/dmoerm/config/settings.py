@@ -127,20 +127,12 @@ class TrainingConfig(_Settings):
     """What all trained steps share. No effect if every step is exact."""
 
     batch_groups: int = Field(default=8, ge=1, le=1 << 20)
-    """Groups per optimizer step, over all processes and accumulated passes."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Backward passes per optimizer step; divides `batch_groups`."""
+    """Groups per optimizer step, over all processes. A batch that does not fit in memory is divided into passes."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the optimizer steps in which the learning rate rises; then it falls linearly to 0."""
     metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
     """Metric on the validation prompts for early stopping and the best checkpoint; `end`: no early stopping, keep the
     last state, which suits convex fits with a strong `l2`."""
-
-    @model_validator(mode="after")
-    def _passes_divide_the_batch(self) -> TrainingConfig:
-        if self.batch_groups % self.gradient_accumulation:
-            raise ValueError(f"gradient_accumulation must divide batch_groups, which is {self.batch_groups}")
-        return self
 
 
 class StepConfig(_Settings):
@@ -271,8 +263,6 @@ class TrainedAggregatorConfig(AggregatorConfig, StepConfig):
 
     fit: Literal["trained"] = "trained"
     """The step is trained by AdamW."""
-    l2: float = Field(default=0.0, ge=0)
-    """Penalty on the distance of the aggregator from its initial weights: l2/2 · squared distance is added."""
 
 
 def _tag(default: str, name: str = "fit") -> Discriminator:

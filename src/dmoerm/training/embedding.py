@@ -95,8 +95,8 @@ def map_rows(compute: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor], ru
     """Return key → `compute` of its rows, on the CPU.
 
     Args:
-        compute: maps rows (M, …) on the model's device to outputs (M, …), row by row. It is called with many keys' rows
-            at a time, because each call takes a copy to the device and one back.
+        compute: maps rows (M, …) on the model's device to outputs (M, …), row by row. It gets many keys' rows at a
+            time, because each call takes a copy to the device and one back.
     """
     outputs: dict[str, Tensor] = {}
     for block in greedy(rows.items(), lambda row: row[1].nbytes, _BYTES_PER_COPY):

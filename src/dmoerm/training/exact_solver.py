@@ -15,7 +15,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,17 +192,17 @@ def linear_pairs(
     """
     if not examples:
         none = torch.zeros(0)
-        empty = LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())
-        return [empty for _ in capabilities]
-    batch = VectorCollator(features, capabilities)(examples)[0]
-    assert isinstance(batch.inputs, Tensor)
-    vectors = batch.inputs.float()
+        return [LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())] * len(
+            capabilities
+        )
+    (batch,) = VectorCollator(features, capabilities)(examples)
+    vectors: Any = batch.inputs
     fold = torch.tensor([fold_of(example.prompt, seed) for example in examples for _ in example.encoded.responses])
     pairs: list[LinearPairs] = []
     for expert, name in enumerate(capabilities):
         rows = (batch.expert == expert).nonzero().squeeze(-1)
         better, worse = batch.better[rows], batch.worse[rows]
-        differences = (vectors[better] - vectors[worse]) / scale
+        differences = (vectors[better].float() - vectors[worse].float()) / scale
         labels = batch.target[rows], batch.margin[rows], batch.weight[rows]
         pairs.append(LinearPairs(differences, *labels, fold[better], torch.full((len(rows),), name is None)))
     return pairs

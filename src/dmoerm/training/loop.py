@@ -1,7 +1,7 @@
 """The training loop: fit the trainable parameters of a loss module.
 
-    every pass     collate the rows into parts; loss and backward pass of each part
-    every step     after one or more passes: average gradients over processes, clip each expert's, AdamW, schedule
+    every step     collate a batch into parts that fit in memory; loss and backward pass of each part; average the
+                   gradients over the processes, clip each expert's; AdamW, schedule
     every n steps  validate, keep the best state of each expert, write a checkpoint; stop when no expert improves
 
 The seed determines the order of the rows, so a killed fit that is started again has the same result. The k experts of a
@@ -75,7 +75,6 @@ def fit(
     folder: Path,
     seed: int,
     training: TrainingConfig = _SHARED,
-    shared: bool | None = None,
     report_to: Sequence[str] = (),
     watch: Watch = lambda *_: None,
 ) -> list[FitResult]:
@@ -86,13 +85,10 @@ def fit(
     Args:
         module: maps a part of a batch to `RowLosses`.
         train, validation: rows; without validation rows, the training rows validate.
-        collate: maps the rows of a pass to its parts on this process.
+        collate: maps the rows of a batch to its parts on this process.
         folder: for checkpoints; if it has some, training resumes from the last one.
         seed: determines the order of the rows, and dropout.
         training: what all steps share.
-        shared: `collate` returns this process's shard of a batch, and each process draws its own dropout. Otherwise
-            every process computes the whole batch, which for heads on vectors is faster than to communicate. None:
-            true if layers of a decoder are trained.
         report_to: experiment trackers of accelerate.
         watch: see `Watch`.
 
@@ -100,9 +96,10 @@ def fit(
         TrainingError: the loss is not finite.
         CheckpointError: a checkpoint cannot be written.
     """
-    if shared is None:
-        decoders = (part for part in module.modules() if isinstance(part, Decoder))
-        shared = any(p.requires_grad for decoder in decoders for p in decoder.parameters())
+    # Processes share the batches of a step that trains layers of a decoder: `collate` returns this process's shard, and
+    # each draws its own dropout. Otherwise each computes the whole batch, which takes less time than to communicate.
+    decoders = (part for part in module.modules() if isinstance(part, Decoder))
+    shared = any(p.requires_grad for decoder in decoders for p in decoder.parameters())
     run, _, name = folder.as_posix().rpartition("/checkpoints/")
     with ThreadPoolExecutor(1, "collate") as thread, tracked(report_to, Path(run or folder) / "logs", name) as log:
         loop = Loop(module, train, validation or train, collate, step, training, folder, seed, shared, thread)
@@ -156,8 +153,8 @@ class Loop:
     """A fit in progress. The arguments are those of `fit`.
 
     Attributes:
-        per_pass: rows of a pass, over all processes.
-        passes, steps: numbers of passes and of optimizer steps in an epoch.
+        size: rows of a batch, over all processes.
+        steps: optimizer steps in an epoch.
         total: number of optimizer steps.
         every: steps between two validations.
         done: finished steps.
@@ -178,10 +175,8 @@ class Loop:
     ) -> None:
         self.module, self.rows, self.validation, self.collate = module.to(device()), train, validation, collate
         self.folder, self.seed, self.shared, self.thread = folder, seed, shared, thread
-        self.accumulation = training.gradient_accumulation
-        self.per_pass = max(training.batch_groups // self.accumulation, 1)
-        self.passes = -(-len(train) // self.per_pass)
-        self.steps = -(-self.passes // self.accumulation)
+        self.size = training.batch_groups
+        self.steps = -(-len(train) // self.size)
         self.total = max(round(self.steps * step.epochs), 1) if step.epochs else 0
         self.every = max(self.total // step.evaluations, 1)
         self.best = BestTracker(module, training.metric_for_best_model, step.patience)
@@ -213,15 +208,13 @@ class Loop:
                 watch(self.done, self.total, figures)
 
     def _step(self, batches: Iterator[list[Any]]) -> Tensor:
-        """Take one optimizer step; return its loss, which is the mean over its passes."""
+        """Take one optimizer step; return its loss."""
         self.module.train()
-        count = min(self.accumulation, self.passes - self.done % self.steps * self.accumulation)
         loss = torch.zeros((), device=device())
-        for parts in itertools.islice(batches, count):
-            for part in parts:  # the parts' losses sum to the loss of the pass
-                part_loss = self.module(part).loss / count
-                part_loss.backward()
-                loss += part_loss.detach()
+        for part in next(batches):  # the parts' losses sum to the batch's
+            part_loss = self.module(part).loss
+            part_loss.backward()
+            loss += part_loss.detach()
         self.best.collect_gradients(self.shared)
         self.best.clip()
         self.optimizer.step()
@@ -231,16 +224,15 @@ class Loop:
         return loss
 
     def _order(self) -> Iterator[list[int]]:
-        """Yield the indices of the rows of each pass, from the next step on. Each epoch has its own order."""
-        epoch, done = divmod(self.done, self.steps)
-        skip = done * self.accumulation
+        """Yield the indices of the rows of each batch, from the next step on. Each epoch has its own order."""
+        epoch, skip = divmod(self.done, self.steps)
         for number in itertools.count(epoch):
             order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + number))
-            yield from (rows.tolist() for rows in order.split(self.per_pass)[skip:])
+            yield from (rows.tolist() for rows in order.split(self.size)[skip:])
             skip = 0
 
     def _collated(self, rows: Sequence[Any], order: Iterable[Sequence[int]]) -> Iterator[list[Any]]:
-        """Yield the parts of each pass on this process's device; see `prefetches`."""
+        """Yield the parts of each batch on this process's device; see `prefetches`."""
 
         def parts(indices: Sequence[int]) -> list[Any]:
             return [part.to(device()) for part in self.collate([rows[i] for i in indices])]
@@ -248,15 +240,15 @@ class Loop:
         if not prefetches():
             yield from map(parts, order)
             return
-        passes = (self.thread.submit(parts, indices) for indices in order)
-        for current, _ in itertools.pairwise(itertools.chain(passes, [None])):  # the next one has been submitted
+        batches = (self.thread.submit(parts, indices) for indices in order)
+        for current, _ in itertools.pairwise(itertools.chain(batches, [None])):  # the next one has been submitted
             yield current.result()  # pyright: ignore[reportOptionalMemberAccess]
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Record loss and accuracy of each expert over all validation rows; return their means over the experts."""
         self.module.eval()
-        order = torch.arange(len(self.validation)).split(self.per_pass)
+        order = torch.arange(len(self.validation)).split(self.size)
         batches = self._collated(self.validation, (rows.tolist() for rows in order))
         losses: list[RowLosses] = [self.module(part) for parts in batches for part in parts]
         columns = tuple(torch.cat([getattr(part, name) for part in losses]) for name in _COLUMNS)
@@ -322,9 +314,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def prefetches() -> bool:
-    """Return whether a thread prepares the next pass during a pass.
+    """Return whether a thread prepares the next batch during a step.
 
-    On a CPU, the thread would take processor time from the pass. With sharded weights, an activation that is not cached
+    On a CPU, the thread would take processor time from the step. With sharded weights, an activation that is not cached
     is computed by a collective, which must not run during a pass, because that has collectives too.
     """
     return device().type != "cpu" and not sharded()

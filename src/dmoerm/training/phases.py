@@ -338,7 +338,7 @@ def _train_aggregator(
     if count:
         task_model.normalizer.fit(aggregator.scores(known)[:, :count])
     aggregator.fit_normalizers(known)
-    module = PreferenceLossModule(aggregator.requires_grad_(True), step.l2, aggregator)
+    module = PreferenceLossModule(aggregator.requires_grad_(True))
     parts, collate = [labeled(train), labeled(validation)], VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
     aggregator.requires_grad_(False)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..config import OwnRouterConfig
 from ..errors import CheckpointError
 from ..model import DMoERM
 from ..model.packing import pad, to_device, transfer
@@ -58,15 +59,13 @@ _Row = tuple[Tensor, int, int]
 
 def train_router(training: Training) -> None:
     """Train the router on the distinct prompts whose task is known, and route all examples."""
-    run = training.run
+    run, router = training.run, training.run.model.router
     state = run.step("router", lambda checkpoint_dir: _train(training, checkpoint_dir))
-    router = run.model.router
-    statistics, folds = part_of(state, "statistics."), part_of(state, "folds.")
-    run.model.prompt_statistics = PromptStatistics.from_state(statistics, router.tasks)
+    run.model.prompt_statistics = PromptStatistics.from_state(part_of(state, "statistics."), router.tasks)
     weights = {name: t for name, t in state.items() if not name.startswith(("statistics.", "folds."))}
     router.load_state_dict(weights, assign=True)
     router.requires_grad_(False).to(run.model.device)
-    if folds:
+    if folds := part_of(state, "folds."):
         training.routes = held_out_routes(run, [*training.train, *training.validation], folds)
     training.train = assign_tasks(run, training.train)
     training.validation = assign_tasks(run, training.validation)
@@ -77,29 +76,25 @@ def _train(training: Training, checkpoint_dir: Path) -> tuple[State, StepMetrics
     router = copy.deepcopy(run.model.router).requires_grad_(True)
     train, validation = (_rows(run, part) for part in (training.train, training.validation))
     if router.language_model is None:
-        state, metrics = _fit_exactly(router, train)
+        vectors = torch.stack([vector for vector, *_ in train]).float().cpu()
+        router.cpu().normalizer.fit(vectors)
+        labels, folds = (torch.tensor([row[column] for row in train]) for column in (1, 2))
+        with torch.no_grad():
+            result = fit_router(router.normalizer(vectors), labels, folds, len(router.tasks))
+            router.classify.weight.copy_(result.weight)
+            router.classify.bias.copy_(result.bias)
+        state = router.state_dict() | {"folds.weight": result.fold_weights, "folds.bias": result.fold_biases}
+        metrics = {name: getattr(result, name) for name in ("loss", "accuracy", "ece", "l2")} | {"steps": 0.0}
     else:
         router.language_model = copy.deepcopy(router.language_model).float()
         run.recompute(router.language_model)
-        options = run.fit_options(checkpoint_dir)
-        step: Any = run.config.router
+        options, step = run.fit_options(checkpoint_dir), run.config.router
+        assert isinstance(step, OwnRouterConfig)
         fits = fit(RoutingLossModule(router), train, validation, collate=_collate, step=step, **options)
         state, metrics = router.state_dict(), step_metrics(fits)
     by_task = {task: [x for x, index, _ in train if index == i] for i, task in enumerate(router.tasks)}
     prompts = {task: TaskPrompts.of(prompt_vectors(router, part)) for task, part in by_task.items() if part}
     return state | {f"statistics.{name}": t for name, t in PromptStatistics(prompts).state().items()}, metrics
-
-
-@torch.no_grad()
-def _fit_exactly(router: Router, train: Sequence[_Row]) -> tuple[State, StepMetrics]:
-    vectors = torch.stack([vector for vector, *_ in train]).float().cpu()
-    router.cpu().normalizer.fit(vectors)
-    labels, folds = (torch.tensor(column) for column in zip(*((i, fold) for _, i, fold in train), strict=True))
-    result = fit_router(router.normalizer(vectors), labels, folds, len(router.tasks))
-    router.classify.weight.copy_(result.weight)
-    router.classify.bias.copy_(result.bias)
-    state = router.state_dict() | {"folds.weight": result.fold_weights, "folds.bias": result.fold_biases}
-    return state, {name: getattr(result, name) for name in ("loss", "accuracy", "ece", "l2")} | {"steps": 0.0}
 
 
 def _rows(run: Run, examples: Examples) -> list[_Row]:

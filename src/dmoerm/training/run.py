@@ -303,14 +303,12 @@ def check_settings(config: Config) -> None:
 
 
 def check_batches(config: Config, processes: int) -> None:
-    """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
-    shared = config.training
-    per_pass = shared.batch_groups // shared.gradient_accumulation
+    """Raise `ConfigError` if a batch that the processes divide has fewer groups than there are processes."""
+    groups = config.training.batch_groups
     divided = config.router.kind == "own" or config.base != "frozen" or config.phase2.lora.rank
-    if divided and per_pass < processes:
+    if divided and groups < processes:
         raise ConfigError(
-            f"training.batch_groups: {shared.batch_groups} in {shared.gradient_accumulation} accumulated passes leave "
-            f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
+            f"training.batch_groups: {groups} groups are too few for {processes} processes; start fewer or increase it"
         )
 
 

@@ -188,7 +188,13 @@ class Run:
             state = whole_state(state)
             self.progress.show({name: result[name] for name in ("loss", "accuracy") if name in result})
         if is_main():
-            _write(done, state, {**result, "seconds": time.monotonic() - start})
+            try:
+                with complete_folder(done) as folder:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / _STATE)
+                    (folder / "metrics.json").write_text(json.dumps({**result, "seconds": time.monotonic() - start}))
+            except (OSError, SafetensorError) as error:
+                hint = "free some space and run again"
+                raise CheckpointError(f"{done}: the step cannot be written: {error}; {hint}") from error
             shutil.rmtree(checkpoints, ignore_errors=True)
         barrier()
         return state if is_main() else _read(done / _STATE)
@@ -329,15 +335,6 @@ def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
     files = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
     names = sorted(files, key=lambda name: (name != "router", name))
     return {name: json.loads(files[name].read_text()) for name in names}
-
-
-def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
-    try:
-        with complete_folder(done) as folder:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / _STATE)
-            (folder / "metrics.json").write_text(json.dumps(metrics))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
 
 
 def _read(file: Path) -> State:
