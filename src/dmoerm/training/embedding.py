@@ -115,8 +115,7 @@ def _run_passes(
     budget = smallest(scoring_tokens(branch)) // runs
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], budget)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
-    sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
-    outputs = gather_passes(map(compute, inputs), sizes)
+    outputs = gather_passes(map(compute, inputs), len(passes))
     vectors: dict[str, Tensor] = {}
     for batch, rows in zip(passes, outputs, strict=True):
         parts = rows.split([len(e.encoded.responses) for e in batch])

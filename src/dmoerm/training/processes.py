@@ -124,29 +124,21 @@ def all_gather(local: Sequence[T]) -> list[T]:
     return [rows[i] for i in range(max(map(len, shards))) for rows in shards if i < len(rows)]
 
 
-def gather_passes(local: Iterable[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Return the rows of all passes in their order, on the CPU; each process computes its `shard` of the passes.
+def gather_passes(local: Iterable[Tensor], count: int) -> list[Tensor]:
+    """Return the outputs of all passes in their order, on the CPU; each process computes its `shard` of the passes.
 
     One pass of each process is gathered at a time, so a device never holds more than these.
 
     Args:
-        local: outputs (size, …) of this process's passes; further ones, of `shard_evenly`, are ignored.
-        sizes: the number of rows of every pass.
+        local: outputs of this process's passes; further ones, of `shard_evenly`, are ignored.
+        count: the number of all passes.
     """
     if world_size() == 1:
         return [output.cpu() for output in local]
-    outputs, gathered = iter(local), list[Tensor]()
-    form: tuple[Any, Any] | None = None
-    for start in range(0, len(sizes), world_size()):
-        output, current = next(outputs, None), sizes[start : start + world_size()]
-        # the main process has a pass in every round; a process without any does not know the form of a row
-        form = form or broadcast(None if output is None else (output.shape[1:], output.dtype))
-        assert form is not None
-        block = torch.zeros((max(current), *form[0]), dtype=form[1], device=device())
-        if output is not None and rank() < len(current):
-            block[: len(output)] = output
-        blocks: Any = gather(block)
-        gathered += [rows[:size] for rows, size in zip(blocks.cpu().split(max(current)), current, strict=False)]
+    outputs, gathered = iter(local), list[Any]()
+    for done in range(0, count, world_size()):
+        output = next(outputs, None)
+        gathered += gather_object([None if output is None else output.cpu()])[: count - done]
     return gathered
 
 
