@@ -49,13 +49,6 @@ def heads() -> HeadStack:
     return HeadStack([Head(WIDTH) for _ in NAMES])
 
 
-def heads_step(_: Any) -> tuple[nn.Module, list[PreferenceBatch]]:
-    examples = [
-        made(random((2, WIDTH), seed=i)[0], {name: [Pair(0, 1)] for name in names}) for i, names in enumerate(LABELS)
-    ]
-    return PreferenceLossModule(heads(), num_experts=len(NAMES)), VectorCollator(read, NAMES)(examples)
-
-
 def packed(i: int) -> tuple[Tensor, list[Tensor]]:
     prompt, *responses = random((4, WIDTH), (3, WIDTH), (5, WIDTH), seed=i)
     return prompt, responses
@@ -152,7 +145,6 @@ def step(module: nn.Module, parts: Sequence[PreferenceBatch], settings: Any) -> 
 
 
 RECIPES = {
-    "heads": heads_step,
     "lora": lora_step,
     "full": full_step,
     "base lora": base_lora_step,
