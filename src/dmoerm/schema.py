@@ -122,7 +122,7 @@ class Query(BaseModel):
     # one branch alone is tried, so that an error is about the form that the caller chose
     prompt: Annotated[
         Annotated[str, Tag("text")] | Annotated[tuple[Message, ...], Tag("messages")],
-        Discriminator(lambda prompt: "messages" if isinstance(prompt, list | tuple) else "text"),
+        Discriminator(lambda prompt: "text" if isinstance(prompt, str) else "messages"),
     ]
     responses: tuple[_Text, ...] = Field(min_length=1)
     tools: Annotated[tuple[Tool, ...], BeforeValidator(check_tools)] = ()
@@ -350,7 +350,9 @@ def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
     except ValidationError as error:
         fault = first_fault(error)
     hints = (hint for word, hint in _HINTS.items() if word in fault.message)
-    hint = _HINTS.get(fault.kind) or next(hints, "see docs/data.md for the format")
+    hint = _HINTS.get(fault.kind) or next(hints, None)
     field = re.sub(r"^prompt\.(text|messages)\b", "prompt", fault.field)
+    form = "give a text, or a list of messages with role and content"
+    hint = hint or (form if field.startswith("prompt") else "see docs/data.md for the format")
     value = fault.value if field else None  # the value of a fault of several fields is the whole row
     raise DataError(fault.message[0].lower() + fault.message[1:], field=field or None, value=value, hint=hint)

@@ -16,11 +16,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Protocol
+from typing import Protocol
 
 from .errors import DataError
 from .names import qualified_name
-from .schema import Message, Prompt, PromptInput, Query, parse_query
+from .schema import Prompt, PromptInput, Query, parse_query
 
 MIN_REWARD = -20.0
 """The reward of an empty response, and the lower end of the range; no other response reaches it."""
@@ -208,15 +208,18 @@ def as_queries(
     """
     if isinstance(responses, str):
         raise DataError("is one text", field="responses", value=responses, hint="give a list of responses")
-    _check_list("prompt", prompt, "give a text, a list of chat messages, or a list of those")
-    _check_list("responses", responses, "give a list of responses, or a list of such lists")
-    if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
-        return [_query(prompt, responses, task)], True
+    lists = not isinstance(prompt, str) and isinstance(prompt, Sequence) and isinstance(responses, Sequence)
+    if not lists or (responses and isinstance(responses[0], str)):
+        if lists and any(isinstance(message, str) for message in prompt):
+            message, hint = "several prompts, but one list of responses", "give one list of responses to each prompt"
+            raise DataError(message, field="responses", value=responses, hint=hint)
+        return [parse_query({"prompt": prompt, "responses": responses, "task": task})], True
     tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
     if not len(prompt) == len(responses) == len(tasks):
         counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(tasks)} tasks"
         raise DataError(counts, field="responses", hint="give one list of responses (and one task) to each prompt")
-    return [_query(*row) for row in zip(prompt, responses, tasks, strict=True)], False
+    rows = zip(prompt, responses, tasks, strict=True)
+    return [parse_query({"prompt": each, "responses": texts, "task": name}) for each, texts, name in rows], False
 
 
 def group_by_prompt(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[tuple[Query, list[int]]]:
@@ -243,27 +246,3 @@ def in_order(groups: Sequence[tuple[Query, list[int]]], scored: Iterable[list[Sc
     for (_, indices), scores in zip(groups, scored, strict=True):
         by_index |= dict(zip(indices, scores, strict=True))
     return [by_index[index] for index in range(len(by_index))]
-
-
-def _check_list(field: str, value: Any, hint: str) -> None:
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise DataError(f"is {type(value).__name__}, not a list", field=field, value=value, hint=hint)
-
-
-def _query(prompt: Any, responses: Any, task: Any) -> Query:
-    _check_list("responses", responses, "give a list of responses to each prompt")
-    if not isinstance(prompt, str):
-        hint = "give a text, or a list of chat messages with role and content"
-        _check_list("prompt", prompt, hint)
-        if any(isinstance(message, str) for message in prompt):
-            raise DataError(
-                "several prompts, but one list of responses",
-                field="responses",
-                value=responses,
-                hint="give one list of responses to each prompt",
-            )
-        for message in prompt:
-            if not isinstance(message, Message | Mapping):
-                raise DataError("is not a chat message", field="prompt", value=message, hint=hint)
-        prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
-    return parse_query({"prompt": prompt, "responses": list(responses), "task": task})
