@@ -195,12 +195,12 @@ def test_only_what_does_not_fit_is_cut(mode: str, words: int, answers: list[int]
     parts = [encoded.part(i, i + 1) for i in range(len(answers))]
     for response, part in zip(expected.responses, parts, strict=True):
         fits = len(expected.prompt) + len(response) <= 60
-        assert fits == (part == Encoded(expected.prompt, [response])) == (not part.truncated)
+        assert fits == (part == Encoded(expected.prompt, [response])) == (not part.truncated_at)
         assert part.tokens <= 60
     assert parts == [cut.encode(query("why " * words, "no " * answer)) for answer in answers]
     shared = cut.encode(asked)
     assert shared.cut_prompt is None
-    assert shared.truncated == encoded.truncated
+    assert bool(shared.truncated_at) == bool(encoded.truncated_at)
     assert all(len(shared.prompt) + len(ids) <= 60 for ids in shared.responses)
 
 
@@ -268,7 +268,7 @@ def test_the_ids_that_are_kept_are_those_of_the_whole_text(
     bounded = made.encode(asked)
     monkeypatch.setattr(encoding, "_CHARACTERS", 10**6)
     assert bounded == made.encode(asked)
-    assert bounded.truncated or tokenizer is FAMILIES["pieces"]  # for which a word of 9000 digits is a single token
+    assert bounded.truncated_at or tokenizer is FAMILIES["pieces"]  # for which a word of 9000 digits is a single token
 
 
 def read_by(made: Encoder) -> list[int]:
@@ -295,5 +295,5 @@ def test_the_middle_of_a_huge_text_is_not_tokenized(mode: str) -> None:
                 with pytest.raises(DataError, match="at least"):
                     made.encode(asked)
             else:
-                assert made.encode(asked).truncated
+                assert made.encode(asked).truncated_at
     assert sum(lengths) < 50_000

@@ -120,7 +120,7 @@ def test_a_cut_response_is_flagged_alone_and_a_cut_prompt_flags_all(short: Any, 
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 1}, {"deterministic": True}])
 def test_a_response_that_fits_reads_the_whole_prompt_beside_one_that_does_not(short: Any, options: Any) -> None:
     prompts = ["why " * words for words in range(60, 0, -1)]
-    prompt = next(p for p in prompts if not short.encoder.encode(Query(prompt=p, responses=("No.",))).truncated)
+    prompt = next(p for p in prompts if not short.encoder.encode(Query(prompt=p, responses=("No.",))).truncated_at)
     alone = short.score([prompt, prompt], [["No."], [LONG]], **options)
     beside = short.score([prompt, "Hi!"], [["No.", LONG, "No."], ["Yes."]], **options)[0]
     assert [score.truncated for score in beside] == [False, True, False]

@@ -185,7 +185,7 @@ def test_responses_with_the_whole_and_with_a_cut_prompt_are_routed_as_if_each_we
     """The whole prompt ends as another task's do. What is served does not depend on the responses' order."""
     model = tiny_model(encoding={"max_length": 60, "truncation": "keep_beginning"})
     prompts = ["why " * words for words in range(60, 0, -1)]
-    prompt = next(p for p in prompts if not model.encoder.encode(Query(prompt=p, responses=("No.",))).truncated)
+    prompt = next(p for p in prompts if not model.encoder.encode(Query(prompt=p, responses=("No.",))).truncated_at)
     responses = ("No.", "because " * 60, "Yes.")
     first = model.encoder.encode(Query(prompt=prompt, responses=responses), one_prompt=False)
     route, whole = model.route, len(first.prompt)

@@ -53,11 +53,6 @@ class Encoded:
     cut_prompt: list[int] | None = None
 
     @property
-    def truncated(self) -> bool:
-        """Whether the prompt or any response was cut."""
-        return bool(self.truncated_at)
-
-    @property
     def tokens(self) -> int:
         """Tokens that a forward pass runs over, the prompt counted once."""
         return len(self.prompt) + len(self.cut_prompt or ()) + sum(map(len, self.responses))

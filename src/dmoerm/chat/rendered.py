@@ -65,21 +65,22 @@ class Transcript:
 
     def __init__(self, encoder: Encoder) -> None:
         system, user, assistant = (Message(role=role, content="x") for role in ("system", "user", "assistant"))
+
+        def own(messages: list[Message], index: int) -> str:
+            """Return the template's text at this index; empty if the template rejects such a conversation."""
+            try:
+                return encoder.template.texts(messages)[index]
+            except (DataError, BackboneError):
+                return ""
+
         self._encoder, self._tokenizer = encoder, cast("Any", encoder.tokenizer)
         self._start, self._to_response, self._end = encoder.template.texts([user])
-        self._to_user = self._template_text([user, assistant, user], 2)
-        self._system_start, self._system_end = (self._template_text([system, user], index) for index in (0, 1))
-
-    def _template_text(self, messages: list[Message], index: int) -> str:
-        """Return the template's text at this index; empty if the template rejects such a conversation."""
-        try:
-            return self._encoder.template.texts(messages)[index]
-        except (DataError, BackboneError):
-            return ""
+        self._to_user = own([user, assistant, user], 2)
+        self._system_start, self._system_end = own([system, user], 0), own([system, user], 1)
 
     def read(self, text: str) -> tuple[Prompt, str]:
         """Return prompt and response. Raise `DataError` if the text does not show where the response begins."""
-        turns = self._own_turns(text)
+        turns = self._turns_of(text)
         if turns is None:
             return split_response(text)
         if len(turns) < 2:
@@ -116,18 +117,26 @@ class Transcript:
 
     def prompt(self, text: str) -> Prompt:
         """Return the conversation of a rendered prompt; a text in an unknown format is the prompt itself."""
-        turns = self._own_turns(text)
+        turns = self._turns_of(text)
         if turns is None:
             return conversation(text)
         return tuple(turns if turns[-1].role == "user" or not is_empty(turns[-1].content) else turns[:-1])
 
-    def _own_turns(self, text: str) -> list[Message] | None:
+    def _turns_of(self, text: str) -> list[Message] | None:
         """Return all turns with the response, or None if this template did not render the text."""
-        system, rest = self._begin(text)
+        bos = str(self._tokenizer.bos_token or "")  # clients whose server adds the BOS token omit it
+        turns, rest = list[Message](), None
+        for start in (self._start, self._start.removeprefix(bos)):
+            if rest is None and start and text.startswith(start):
+                rest = text[len(start) :]
+        for start in (self._system_start, self._system_start.removeprefix(bos)):
+            if rest is None and start and text.startswith(start) and self._system_end in text:
+                system, _, rest = text[len(start) :].partition(self._system_end)
+                turns = [Message(role="system", content=system)]
         if rest is None or not self._to_response:
             return None
         first, *others = rest.split(self._to_response)
-        turns = [*system, Message(role="user", content=first)]
+        turns.append(Message(role="user", content=first))
         for part in others[:-1]:
             answer, separator, question = part.partition(self._to_user or "\0")
             if not separator:
@@ -137,15 +146,3 @@ class Transcript:
             ends = [end for end in (self._end, self._end.rstrip()) if end and others[-1].endswith(end)]
             turns.append(Message(role="assistant", content=others[-1].removesuffix(ends[0] if ends else "")))
         return turns
-
-    def _begin(self, text: str) -> tuple[list[Message], str | None]:
-        """Return the system turn, if there is one, and the text after the start of the first user turn."""
-        bos = str(self._tokenizer.bos_token or "")  # clients whose server adds the BOS token omit it
-        for start in (self._start, self._start.removeprefix(bos)):
-            if start and text.startswith(start):
-                return [], text[len(start) :]
-        for start in (self._system_start, self._system_start.removeprefix(bos)):
-            if start and text.startswith(start) and self._system_end in text:
-                system, _, rest = text[len(start) :].partition(self._system_end)
-                return [Message(role="system", content=system)], rest
-        return [], None
