@@ -66,7 +66,7 @@ class Transcript:
     def __init__(self, encoder: Encoder) -> None:
         system, user, assistant = (Message(role=role, content="x") for role in ("system", "user", "assistant"))
 
-        def own(messages: list[Message], index: int) -> str:
+        def template_text(messages: list[Message], index: int) -> str:
             """Return the template's text at this index; empty if the template rejects such a conversation."""
             try:
                 return encoder.template.texts(messages)[index]
@@ -75,8 +75,8 @@ class Transcript:
 
         self._encoder, self._tokenizer = encoder, cast("Any", encoder.tokenizer)
         self._start, self._to_response, self._end = encoder.template.texts([user])
-        self._to_user = own([user, assistant, user], 2)
-        self._system_start, self._system_end = own([system, user], 0), own([system, user], 1)
+        self._to_user = template_text([user, assistant, user], 2)
+        self._system_start, self._system_end = template_text([system, user], 0), template_text([system, user], 1)
 
     def read(self, text: str) -> tuple[Prompt, str]:
         """Return prompt and response. Raise `DataError` if the text does not show where the response begins."""
