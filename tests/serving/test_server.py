@@ -71,33 +71,29 @@ def invoke(*arguments: str):
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["serve", *arguments])
 
 
-def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
-    result = invoke(str(tmp_path), "--port", str(free_port()))
-    assert result.exit_code == 1
-    assert "is not a dmoerm model" in result.stderr
-    for arguments, cause in (
-        (["demoo"], "error: demoo: there is no such folder; give"),
-        (["runs/nothere"], "error: runs/nothere: there is no such folder, and"),
-    ):
-        result = invoke(*arguments, "--port", str(free_port()))
-        assert result.exit_code == 1
-        assert result.stderr.startswith(cause), "before the server logs that it is running"
+def test_what_cannot_be_served_is_said(trained_run, tmp_path):
+    model, port = str(trained_run.folder), str(free_port())
+    blank, binary = tmp_path / "blank", tmp_path / "binary"
+    blank.write_text(" \n")
+    binary.write_bytes(b"\xff")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         taken_port = taken.getsockname()[1]
-        result = invoke(str(trained_run.folder), "--port", str(taken_port))
-    assert result.exit_code == 1
-    assert f"cannot listen on 127.0.0.1:{taken_port}: Address already in use" in result.stderr
-    result = invoke(str(trained_run.folder), "--host", "no.such.host.invalid", "--port", str(free_port()))
-    assert result.exit_code == 1
-    assert "cannot listen on no.such.host.invalid" in result.stderr
-    (tmp_path / "key").write_text(" \n")
-    assert "is empty" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
-    (tmp_path / "key").write_bytes(b"\xff")
-    assert "is not a text in UTF-8" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
-    result = invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "no key"))
-    assert "no key: No such file" in " ".join(result.stderr.split())
+        for message, *arguments in (
+            ("is not a dmoerm model", str(tmp_path)),
+            ("error: demoo: there is no such folder; give", "demoo"),
+            ("error: runs/nothere: there is no such folder, and", "runs/nothere"),
+            (f"cannot listen on 127.0.0.1:{taken_port}: Address already in use", model, "--port", str(taken_port)),
+            ("cannot listen on no.such.host.invalid", model, "--host", "no.such.host.invalid", "--port", port),
+            ("is empty", model, "--api-key-file", str(blank)),
+            ("is not a text in UTF-8", model, "--api-key-file", str(binary)),
+            ("no key: No such file", model, "--api-key-file", str(tmp_path / "no key")),
+        ):
+            result = invoke(*arguments)
+            assert result.exit_code == 1
+            said = " ".join(result.stderr.split())
+            assert said.startswith(message) if message.startswith("error") else message in said
 
 
 def test_an_open_door_is_warned_of(tmp_path):

@@ -27,21 +27,11 @@ Source = str | Path | Scorer
 Sample = tuple[str | None, Prompt, str]
 """Task, prompt and response; without a task, the router decides."""
 
-_open_lock = threading.Lock()
+_open_locks: dict[int, threading.Lock] = {}  # by process: a lock that another thread holds during a fork stays locked
 _CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt
 _async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Client, AsyncClient]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def _renew_lock() -> None:
-    """Replace the lock, which another thread of the parent may have held."""
-    global _open_lock
-    _open_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def open_scorer(source: Source | None = None) -> Scorer:
@@ -63,7 +53,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
         )
     if not isinstance(source, str | Path):
         return source
-    with _open_lock:
+    with _open_locks.setdefault(os.getpid(), threading.Lock()):
         return _open(str(source))
 
 

@@ -1,7 +1,7 @@
 """A model in the form that TRL's `get_reward` reads: `trl.experimental.utils` of TRL 1.16, PPO of earlier releases.
 
-`get_reward(model, query_responses, pad_token_id, context_length)` calls the submodule that `base_model_prefix` names,
-applies `score` to its last hidden states, and takes the value at each response's last token. Here the hidden states are
+`get_reward(model, query_responses, pad_token_id, context_length)` calls what `base_model_prefix` names, applies
+`score` to its last hidden states, and takes the value at each response's last token. Here the hidden states are
 the rewards themselves, equal at every position, and `score` leaves them as they are.
 """
 
@@ -30,16 +30,9 @@ class RewardModule(nn.Module):
 
     def __init__(self, model: DMoERM) -> None:
         super().__init__()
-        self.rewards = _Rewards(model)
-        self.score = nn.Identity()
+        self._model, self.score = model, nn.Identity()
 
-
-class _Rewards(nn.Module):
-    def __init__(self, model: DMoERM) -> None:
-        super().__init__()
-        self._model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
+    def rewards(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Return the rewards of sequences (B, T) as hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
         pad: Any = self._model.tokenizer.pad_token_id
         if attention_mask is not None and pad is not None:  # TRL also masks pad tokens that end a turn
