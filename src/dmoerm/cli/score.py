@@ -43,7 +43,7 @@ else:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreArguments:
     """What is scored, and how."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name.")]
@@ -110,7 +110,7 @@ class ScoreOptions:
 
 
 @grouped
-def command(options: ScoreOptions, engine: Engine = "local", json_file: JsonFile = None) -> None:
+def command(options: ScoreArguments, engine: Engine = "local", json_file: JsonFile = None) -> None:
     """Score every response in a file: one output row per input row, in order.
 
     A row has: id, line (of the input), task (given or most probable; null: the general model scored), route (task →
@@ -138,7 +138,7 @@ def open_model(
     return scoring_files.RowScorer(model, deterministic=deterministic, **options)
 
 
-def _score_here(options: ScoreOptions, skipped: SkippedRows) -> dict[str, Any]:
+def _score_here(options: ScoreArguments, skipped: SkippedRows) -> dict[str, Any]:
     if follows():  # process 0 reads and writes
         open_model(options.model, **options.opening)
         raise typer.Exit
@@ -157,7 +157,7 @@ def _score_here(options: ScoreOptions, skipped: SkippedRows) -> dict[str, Any]:
     return counts.model_dump() | {"left_out": skipped.count}
 
 
-def _score_on_ray(options: ScoreOptions, skipped: SkippedRows) -> dict[str, Any]:
+def _score_on_ray(options: ScoreArguments, skipped: SkippedRows) -> dict[str, Any]:
     def absolute(path: str) -> str:
         """Return the path for processes in other folders."""
         return path if is_url(path) else str(Path(path).absolute())

@@ -19,6 +19,7 @@ Shapes as in packing.py; b the branch layer, L layers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
@@ -274,14 +275,15 @@ def recompute_layers(part: PreTrainedModel, *, offload: bool = False) -> None:
         kind = part.config.model_type
         raise BackboneError(f"gradient_checkpointing: a backbone of type {kind!r} does not support it; set it to false")
 
-    def recomputed(layer: Any, *inputs: Any, **options: Any) -> Any:
-        with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
-            return checkpoint(layer, *inputs, use_reentrant=False, **options)
-
     for layer in layers:
-        layer._gradient_checkpointing_func = recomputed  # pyright: ignore[reportAttributeAccessIssue]
+        layer._gradient_checkpointing_func = functools.partial(_recomputed, offload)  # pyright: ignore
         layer.gradient_checkpointing = True
     part.config.use_cache = False  # a layer that runs twice would append its keys and values twice
+
+
+def _recomputed(offload: bool, layer: Any, *inputs: Any, **options: Any) -> Any:
+    with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
+        return checkpoint(layer, *inputs, use_reentrant=False, **options)
 
 
 # --- a model's own forward -------------------------------------------------------------------------------------------
