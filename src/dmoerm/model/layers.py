@@ -19,8 +19,8 @@ Shapes as in packing.py; b the branch layer, L layers.
 from __future__ import annotations
 
 import contextlib
-import functools
 import copy
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
