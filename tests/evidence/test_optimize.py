@@ -12,14 +12,13 @@ from evidence.rl.measuring import slope_within
 from evidence.rl.optimize import _split
 
 
-@pytest.fixture(
-    scope="module", params=["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "ppo"))]
-)
+@pytest.fixture(scope="module", params=["grpo", "rloo", "ppo"])
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return optimize(policy, count_t, asked, tiny_settings(algorithm=request.param), folder, method="the")
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_the_policy_moves_away(finished):
     first, *_, last = finished.points
     assert [point.step for point in finished.points] == [0, 6, 12]
@@ -42,14 +41,8 @@ def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
     assert held.points[-1].kl < free.points[-1].kl / 2
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "beta"),
-    [
-        ("rloo", 0.1),
-        pytest.param("rloo", 0.0, marks=pytest.mark.slow),
-        pytest.param("ppo", 0.1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "beta"), [("rloo", 0.1), ("rloo", 0.0), ("ppo", 0.1)])
 def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
     settings, calls = tiny_settings(algorithm=algorithm, beta=beta, steps=8, measure_every=3), 0

@@ -39,6 +39,7 @@ def test_the_loss_is_on_the_response_alone(policy):
     assert tokenizer.decode(told) == " An answer.<|end|>"
 
 
+@pytest.mark.slow
 def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
     config = TINY_POLICY.model_copy(update={"prompts_per_task": 4, "epochs": 2.0})
     whole = load_policy(make_policy(config, tmp_path / "whole"))[0]

@@ -46,6 +46,7 @@ def test_a_value_does_not_see_its_own_token(policy):
     assert values[0, 3] != changed[0, 3]
 
 
+@pytest.mark.slow
 def test_the_critic_learns_and_each_batch_is_used_four_times(policy, asked, tmp_path, monkeypatch):
     losses, updates, original = [], [], PPO._compute_loss
     train_critic = PPO._train_critic
