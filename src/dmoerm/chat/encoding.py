@@ -321,7 +321,7 @@ class Encoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of all that token ids depend on; a different text every time if the tokenizer cannot be compared."""
+        """A digest of everything that determines token ids; a new one each time if the vocabulary cannot be read."""
         backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else secrets.token_hex()
         special = self.tokenizer.eos_token_id, self.tokenizer.bos_token, self.tokenizer.eos_token

@@ -42,7 +42,7 @@ COMMANDS = {
     "data": ("data.app", "Check preference data, and find doubtful labels."),
     "models": ("models.app", "Inspect backbones."),
 }
-"""Command → the function or the app of several commands in a module of this package, and the line of `--help`."""
+"""Command → where it is (`module.function`, or `module.app` for a group of commands), and its line in `--help`."""
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "demo"}

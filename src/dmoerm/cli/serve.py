@@ -41,7 +41,7 @@ def command(
         float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")
     ] = 600.0,
     queue_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")
+        float, typer.Option(min=0.1, help="Refuse a request whose expected wait in the queue is longer; in seconds.")
     ] = 45.0,
     overload_status: Annotated[Literal["503", "429"], typer.Option(help="Status beyond the queue's limits.")] = "503",
     api_key_file: Annotated[

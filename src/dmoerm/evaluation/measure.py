@@ -35,18 +35,18 @@ def evaluate(
     trained: TruncationCounts | None = None,
     judged: Sequence[JudgedLabel] | None = None,
 ) -> Results:
-    """Measure the model and the single models in it.
+    """Measure the model, and the general and per-task models that it contains.
 
     Args:
         config: the training settings; their seed also seeds the bootstrap.
-        command: the command, for the results.
+        command: the command line, which is stored in the results.
         steps: step → its training metrics, from `Run.metrics()`.
         batch_tokens: as in `DMoERM.score`.
         console: where to show progress; default: standard error.
         cache: keeps the trunk's activations; see `score_groups`.
         include_trained: also measure on groups with a training prompt.
-        trained: truncation counts of the training part, for the results.
-        judged: the labels of the training part, from `judge_labels`, for the results.
+        trained: the training part's counts of truncated texts; stored in the results.
+        judged: the training part's labels from `judge_labels`; stored in the results.
 
     Raises:
         DataError: no pair is ordered by human labels, a task is unknown, or a text is longer than the model reads.

@@ -129,7 +129,7 @@ class ScoreCounts(BaseModel):
     tasks: dict[str, int] = {}
 
     def add(self, task: str | None, responses: int, queries: int = 1) -> None:
-        """Count some queries of a task."""
+        """Add queries and responses of a task to the counts."""
         name = task or "(general model)"
         self.queries += queries
         self.responses += responses

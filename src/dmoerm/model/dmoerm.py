@@ -39,8 +39,8 @@ class ScoreOptions(TypedDict, total=False):
     deterministic: bool
     """Make scores independent of the batch to the last bit; see `DMoERM.score_separately`."""
     weights: Weights | None
-    """Capability → weight, from −10 to 10, by default 1; see `Score.reweighted`. If all prompts have a given task, each
-    capability must belong to one of these tasks, otherwise to any task of the model."""
+    """Capability → weight, from −10 to 10; the default is 1. See `Score.reweighted`. Each capability must belong to a
+    task of the model. If every prompt has a given task, it must belong to one of those tasks."""
 
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
@@ -151,9 +151,10 @@ class DMoERM(Mixture):
         return batches(encoded, self.pass_tokens(batch_tokens))
 
     def pass_tokens(self, batch_tokens: int | None = None) -> int:
-        """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA.
+        """Return the maximum number of tokens of a pass.
 
-        `batch_tokens` counts a token once per expert; by default it is sized for the device, see memory.py.
+        With k LoRA experts, each token takes k times the memory, therefore `batch_tokens` is divided by k. Its default
+        depends on the device; see memory.py.
         """
         if batch_tokens is None:
             batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))
@@ -297,8 +298,8 @@ _models: weakref.WeakSet[DMoERM] = weakref.WeakSet()
 def _prepare_child() -> None:
     """Make the models usable in a forked process, which has only the thread that forked.
 
-    The threads of PyTorch's OpenMP do not survive a fork, and a pass would wait for them without end. Another thread
-    of the parent may have held an encoder's lock.
+    The threads of PyTorch's OpenMP do not survive a fork, and a pass would wait for them forever. At the fork,
+    another thread may hold an encoder's lock, and the child gets a new one.
     """
     if _models:
         torch.set_num_threads(1)

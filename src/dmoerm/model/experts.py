@@ -117,8 +117,8 @@ def with_experts(
 def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
     """Return the names of the linear layers that get LoRA.
 
-    They are `targets`. If no layer has one of the default names, they are those of PEFT for the model's family, or the
-    other usual names of the layers that compute queries, keys and values.
+    `targets` gives the names. If they are the default ones and the model has no such layer, PEFT's names for the
+    model's family are used, or else other usual names of the layers that compute queries, keys and values.
     """
     linear = _linear_names(model)
     if config.targets != LoRAConfig().targets or linear & set(config.targets):

@@ -11,7 +11,7 @@ separates the texts). The last layer's states are needed only where they are poo
 for all tokens:
 
     every layer but the last    all tokens
-    the last layer              keys and values of all tokens; queries, output projection and MLP of the outputs only
+    the last layer              keys and values for all tokens; queries, output projection and MLP for pooled ones
 
 Shapes as in packing.py; b the branch layer, L layers.
 """
@@ -189,7 +189,7 @@ class _Pass(NamedTuple):
 
     part: Decoder
     packing: Packing
-    rotary: Mapping[str | None, Any]  # layer type → rotary embeddings; under the key None if all layers have the same
+    rotary: Mapping[str | None, Any]  # layer type → rotary embeddings; the only key is None if all share them
     form: str  # see `attention_form`
 
     def through(

@@ -39,7 +39,7 @@ from .steps import Run, State, StepMetrics, Training, part_of, step_metrics
 STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Tried in this order until the held-out loss rises."""
 MAX_PROMPTS = 20_000
-"""Prompts that are fitted; of more, some at even distances: the map has T · d weights."""
+"""Maximum number of prompts in a fit; of more, it uses this many at even distances, enough for T · d weights."""
 DRAWS = 256
 """Prompts that are drawn of each other task, to fit a row."""
 _ROW_STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)

@@ -2,6 +2,8 @@
 
 Every module of this package with `FORMATS` adds formats, so a new one is a declaration in one of them, or a file:
 
+    from dmoerm.data.formats import Format, always, column, columns
+
     FORMATS = (Format("qa", needs={"q", "good", "bad"},
                       fields={"prompt": column("q"), "responses": columns("good", "bad"), "ranks": always([1, 2])}),)
 """
@@ -133,7 +135,7 @@ def origin(row: Row) -> dict[str, Any]:
 def find_formats() -> dict[str, Format]:
     """Import all modules of this package and return name → format, in the order in which formats are tried."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    formats = sorted((f for module in modules for f in module.FORMATS), key=lambda f: (f.order, f.name))
+    formats = sorted((f for module in modules for f in getattr(module, "FORMATS", ())), key=lambda f: (f.order, f.name))
     return {row_format.name: row_format for row_format in formats}
 
 
