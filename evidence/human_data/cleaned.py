@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,19 +17,19 @@ import openpyxl
 from .rows import Mapping, Row, clean, cleaned_rows, columns, grouped, mean, read_json, read_table, transposed
 
 CONVARG_ROWS = 4653  # of the file convarg.jsonl, drawn from the kept ones
-EXPLANATIONS = (  # task, files of votes (those of one entry hold the same explanations), files of grades
-    ("commonsense_explanation", ("commonsenseqa_train",), ()),
-    ("commonsense_explanation", ("commonsenseqa_test",), ("commonsenseqa/cose", "commonsenseqa/ecqa", "commonsenseqa/gpt3_greedy")),
-    ("nli_explanation", ("snli_train",), ()),
-    ("nli_explanation", ("snli_test", "snli_test_group2"), ("snli/esnli", "snli/gpt3_greedy")),
+EXPLANATIONS = (  # task, files of votes (those of one entry hold the same explanations), folder of grades
+    ("commonsense_explanation", ("commonsenseqa_train",), None),
+    ("commonsense_explanation", ("commonsenseqa_test",), "commonsenseqa"),
+    ("nli_explanation", ("snli_train",), None),
+    ("nli_explanation", ("snli_test", "snli_test_group2"), "snli"),
 )
 
 
 def explanation_prompt(row: dict[str, str]) -> str:
     """Return the prompt of a row of few_shot_explanations: of CommonsenseQA or of SNLI."""
     label = row["Input.gold_label"].strip()
-    if "Input.question" in row:
-        return f'Explain why "{label}" is the right answer to this question.\n\nQuestion: {row["Input.question"].strip()}'
+    if question := row.get("Input.question"):
+        return f'Explain why "{label}" is the right answer to this question.\n\nQuestion: {question.strip()}'
     label = {"TRUE": "true", "FALSE": "false", "neither": "neither certainly true nor certainly false"}[label]
     premise, hypothesis = row["Input.premise"].strip(), row["Input.hypothesis"].strip()
     start = f"Explain why the statement is {label}, given the description."
@@ -57,14 +58,18 @@ def all_explanations(folder: Path) -> Iterator[Row]:
     graded ones of its prompt are a row apart, without scores.
     """
     five = range(1, 6)
-    for task, vote_files, grade_files in EXPLANATIONS:
+
+    def texts_of(row: dict[str, str]) -> tuple[str, ...]:
+        return explanation_prompt(row), *(row[f"Input.explanation_{i}"].strip() for i in five)
+
+    for task, vote_files, grade_folder in EXPLANATIONS:
         graded: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
-        for name in grade_files:
-            for row in read_table(folder / f"data/fine_grained_absolute_quality_annotations/{name}.csv"):
-                graded[explanation_prompt(row)][Path(name).name, row["Input.explanation"].strip()].append(row)
-        votes = (row for name in vote_files for row in read_table(folder / f"data/acceptability_annotations/{name}.csv"))
-        texts_of = lambda row: (explanation_prompt(row), *(row[f"Input.explanation_{i}"].strip() for i in five))
-        for (prompt, *texts), rows in grouped(votes, texts_of).items():
+        quality = folder / "data/fine_grained_absolute_quality_annotations"
+        for file in sorted((quality / grade_folder).glob("*.csv")) if grade_folder else ():
+            for row in read_table(file):
+                graded[explanation_prompt(row)][file.stem, row["Input.explanation"].strip()].append(row)
+        votes = (read_table(folder / f"data/acceptability_annotations/{name}.csv") for name in vote_files)
+        for (prompt, *texts), rows in grouped(itertools.chain(*votes), texts_of).items():
             people = [[float(str(i) in row["Answer.acceptable"].split("|")) for row in rows] for i in five]
             row = {"task": task, "prompt": prompt, "responses": texts, "scores": [mean(grades) for grades in people]}
             systems = [f"gpt3_{rows[0][f'Input.source_sample_{i}']}" for i in five]
@@ -123,7 +128,10 @@ def mimics_duo(folder: Path) -> Iterator[Row]:
     names |= {"option_order": "Importance Order"}
     fields = ("query", "question", *(f"option_{i}" for i in range(1, 6)))
     ratings, aspects = (
-        {tuple(row[field].strip() for field in fields): row for row in read_table(folder / f"Data/{name}.tsv", "\t")}
+        {
+            tuple(row[field].strip() for field in fields): row
+            for row in read_table(folder / f"Data/{name}.tsv", delimiter="\t")
+        }
         for name in ("Task1-OfflineRating", "Task3-AspectLabelling")
     )
     ask = "Ask the user one clarifying question and offer a few options to choose from."
@@ -171,7 +179,7 @@ def tulu(folder: Path) -> Iterator[Row]:
     header, *cells = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0].values
     steps = {"a-is-better": 2.0, "a-is-slightly-better": 1.0, "tie": 0.0, "b-is-slightly-better": -1.0}
     steps |= {"b-is-better": -2.0}
-    votes = (vote for vote in (dict(zip(header, row, strict=True)) for row in cells) if vote["instance_id"])
+    rows: list[Row] = [dict(zip(map(str, header), row, strict=True)) for row in cells]
 
     def sides(vote: Row) -> list[str]:
         return sorted("ab", key=lambda side: vote[f"model_{side}"])
@@ -179,7 +187,9 @@ def tulu(folder: Path) -> Iterator[Row]:
     def pair(vote: Row) -> tuple[str, ...]:
         return vote["prompt"], *(vote[f"{field}_{side}"] for field in ("model", "completion") for side in sides(vote))
 
-    for (prompt, *systems, first, second), group in grouped(votes, pair).items():
+    for (prompt, *systems, first, second), group in grouped(
+        (vote for vote in rows if vote["instance_id"]), pair
+    ).items():
         people = {vote["evaluator"]: vote for vote in sorted(group, key=lambda vote: vote["timestamp"])}
         last = [people[name] for name in sorted(people)]
         grades = [steps[vote["preference"]] * (1.0 if sides(vote) == ["a", "b"] else -1.0) for vote in last]
@@ -233,11 +243,11 @@ def mqm_ted(pair: str, task: str, languages: str, folder: Path) -> Iterator[Row]
     def unmarked(text: str) -> str:
         return re.sub(r"</?v>", "", text).strip()
 
-    marks = read_table(folder / f"ted/{pair}/mqm_ted_{pair}.tsv", "\t", csv.QUOTE_NONE)
+    marks = read_table(folder / f"ted/{pair}/mqm_ted_{pair}.tsv", delimiter="\t", quoting=csv.QUOTE_NONE)
     sentences = grouped(marks, lambda row: (int(row["seg_id"]), row["doc"], row["doc_id"]))
     for (_, talk, _), group in sorted(sentences.items(), key=lambda item: item[0][0]):
         systems = grouped(group, lambda row: row["system"])
-        errors = [Counter[str]() for _ in systems]
+        errors: list[dict[str, float]] = [defaultdict(float) for _ in systems]
         for count, rows in zip(errors, systems.values(), strict=True):
             for row in rows:
                 category = row["category"].lower()

@@ -162,7 +162,7 @@ def hh_rlhf(folder: Path) -> Iterator[Row]:
     for part in ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"):
         for pair in read_lines(folder / f"data/{part}/test.jsonl.gz"):
             sides = pair["chosen"], pair["rejected"]
-            before, shared, _ = os.path.commonprefix(sides).rpartition(turn)
+            before, shared, _ = os.path.commonprefix(sides).rpartition(turn)  # noqa: RUF071  (of characters)
             start = len(before) + len(turn)
             responses = [side[start:].strip() for side in sides]
             if shared and responses[0] != responses[1]:

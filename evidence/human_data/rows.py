@@ -20,17 +20,15 @@ Mapping = Callable[[Path], Iterable[Row]]  # a checkout of the source's reposito
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
-# Prompts of tulu that PandaLM or LLMBar has with other white space, by the first digits of their digests: the digest of
-# that form decides, and it decides otherwise.
-MOVED = frozenset(
-    """
-    00595eb5 047b963a 0653f1b1 066785bd 06a3f154 07dc512b 08a4cb61 0953e1bb 0ea2d0c9 0ec83142 108208a2 126a686f 1ac70ae3
-    1b3f3257 1d8475e4 1fc01f56 21d72d70 227f498f 22aa8cb8 24f0631b 324c021e 352db23d 3bc69ab6 3cb6d2cf 3e7314f6 4004d261
-    4a8191fc 4e8b53ec 4ef741cd 4f41faa3 519719f5 5a243e09 5a984275 5dd4295d 61ae323a 664bd531 75905d5d 80516bda 89e59555
-    98520a1e 985d197d 9d5e6478 9f42a11c a0487bb7 ad6ecbe1 ae0703a9 b3833f81 b6d995ec bc29fe66 ce0ae737 d744a8e4 d8aab38a
-    d93253d6 dd5cf03a f85742f6
-    """.split()
-)
+# Prompts of tulu that PandaLM or LLMBar has with other white space, by the first digits of their digests. They stay
+# with those sets: the digest of that form decides whether they are kept, and it decides otherwise than theirs.
+MOVED = """
+00595eb5 047b963a 0653f1b1 066785bd 06a3f154 07dc512b 08a4cb61 0953e1bb 0ea2d0c9 0ec83142 108208a2 126a686f 1ac70ae3
+1b3f3257 1d8475e4 1fc01f56 21d72d70 227f498f 22aa8cb8 24f0631b 324c021e 352db23d 3bc69ab6 3cb6d2cf 3e7314f6 4004d261
+4a8191fc 4e8b53ec 4ef741cd 4f41faa3 519719f5 5a243e09 5a984275 5dd4295d 61ae323a 664bd531 75905d5d 80516bda 89e59555
+98520a1e 985d197d 9d5e6478 9f42a11c a0487bb7 ad6ecbe1 ae0703a9 b3833f81 b6d995ec bc29fe66 ce0ae737 d744a8e4 d8aab38a
+d93253d6 dd5cf03a f85742f6
+"""
 
 
 def read_json(file: Path) -> Any:
@@ -44,10 +42,10 @@ def read_lines(file: Path) -> list[Any]:
         return [json.loads(line) for line in lines]
 
 
-def read_table(file: Path, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[dict[str, str]]:
-    """Read a table with a header."""
+def read_table(file: Path, **options: Any) -> list[dict[str, str]]:
+    """Read a table with a header; the options are those of the `csv` module."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.DictReader(lines, delimiter=delimiter, quoting=quoting))
+        return list(csv.DictReader(lines, **options))
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -92,15 +90,10 @@ def clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ").strip()
 
 
-def is_kept(digest: str) -> bool:
-    """Return whether a prompt is among the 70 % that are kept."""
-    return int(digest[:2], 16) >= 77
-
-
 def published_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
     """Yield the kept rows of a set with their texts as published, except those with a blank or missing response."""
     rows = (row for row in mapping(folder) if all(isinstance(t, str) and t.strip() for t in row["responses"]))
-    return _numbered(name, rows, lambda prompt: is_kept(_digest(prompt)))
+    return _numbered(name, rows, str)
 
 
 def cleaned_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
@@ -109,12 +102,7 @@ def cleaned_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
     for row in filter(None, map(_cleaned, mapping(folder))):
         key = row["task"], prompt_key(row["prompt"]), *sorted(map(prompt_key, row["responses"]))
         rows.setdefault(key, row)
-
-    def kept(prompt: str) -> bool:
-        digest = _digest(prompt_key(prompt))
-        return is_kept(digest) != (digest[:8] in MOVED)
-
-    return _numbered(name, rows.values(), kept)
+    return _numbered(name, rows.values(), prompt_key, MOVED if name == "tulu" else "")
 
 
 def _cleaned(row: Row) -> Row | None:
@@ -142,12 +130,9 @@ def _joined(values: list[Any]) -> Any:
     return [mean(grades) for grades in transposed(values)] if isinstance(values[0], list) else mean(values)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _numbered(name: str, rows: Iterable[Row], kept: Callable[[str], bool]) -> Iterator[Row]:
-    """Number all rows, and yield those whose prompts are kept."""
+def _numbered(name: str, rows: Iterable[Row], key: Callable[[str], str], moved: str = "") -> Iterator[Row]:
+    """Number the rows, and yield the 70 % whose prompts are kept, by the first byte of a digest."""
     for i, row in enumerate(rows):
-        if kept(row["prompt"]):
+        digest = hashlib.sha256(key(row["prompt"]).encode()).hexdigest()
+        if (int(digest[:2], 16) >= 77) != (digest[:8] in moved):
             yield {"id": f"{name}-{i}", **row, "source": name}
