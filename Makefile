@@ -69,7 +69,8 @@ bench-gpu: install
 	$(BIN)/python -m evidence.speed.gpu
 
 # Every table and figure of README.md and docs/results.md from nothing, and a check of every claim: about two days on two
-# cores, resumable; SMALL=1: each experiment in miniature, eleven minutes. DMOERM_DATA: the folder of the human-labeled data.
+# cores, resumable; SMALL=1: each experiment in miniature, eleven minutes. DMOERM_DATA: the folder that
+# `python -m evidence.human_data FOLDER` filled.
 evidence: install
 	$(BIN)/python -m evidence.all $(if $(SMALL),--small)
 

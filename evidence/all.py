@@ -78,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(experiment: Experiment, command: str, console: Console, small: bool) -> None:
     """Run an experiment and copy its results; without its data, say so."""
     if experiment.data and not os.environ.get("DMOERM_DATA"):
-        console.print(
-            f"{experiment.name}: skipped; set DMOERM_DATA to the folder of the human-labeled data", markup=False
-        )
+        hint = "set DMOERM_DATA to the folder that `python -m evidence.human_data FOLDER` filled"
+        console.print(f"{experiment.name}: skipped; {hint}", markup=False)
         return
     folder = ROOT / "runs" / "evidence-small" if small else ROOT / "runs"
     words = shlex.split(os.path.expandvars(command).replace("runs/", f"{folder.relative_to(ROOT)}/"))

@@ -38,7 +38,7 @@ def human_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get(DATA_VARIABLE, default))
     if not (folder / "topical_chat.jsonl").is_file():
-        pytest.skip(f"no human data in {folder}; set {DATA_VARIABLE} to its folder (docs/data.md names the sources)")
+        pytest.skip(f"no human data in {folder}; set {DATA_VARIABLE} to a folder that evidence.human_data built")
     return folder
 
 

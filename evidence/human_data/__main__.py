@@ -5,7 +5,7 @@
 
 Each set is one file in the native format, and has to have the bytes whose digest is in sources.yaml. SOURCES.md in the
 folder has licenses and citations. What is complete is kept: the same command goes on after a kill, and tries again what
-could not be built, which is one line on stderr each and makes the exit code 1. git 2.25 or newer is required.
+could not be built, which is one line on stderr each and makes the exit code 1. It needs git.
 """
 
 from __future__ import annotations
