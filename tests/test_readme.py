@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 
 def invoke(command: str):
-    size = {"COLUMNS": "140", "LINES": "50"}  # without LINES, rich takes 80 columns where a variable forces a terminal
+    size = {"COLUMNS": "170", "LINES": "50"}  # without LINES, rich takes 80 columns where a variable forces a terminal
     return CliRunner(env=size | {"NO_COLOR": "1", "TERM": "dumb"}).invoke(app, shlex.split(command)[1:])
 
 

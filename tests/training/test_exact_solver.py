@@ -300,9 +300,8 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
     assert kept or weights.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("base", ["full", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_trained_scores_are_weighted_by_the_validation_prompts(
-    tiny_backbone: str, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form of `finetune`: no head is out of fold, so the training prompts must not choose the weights."""
     calibrated: dict[str, Any] = {}
@@ -313,7 +312,7 @@ def test_trained_scores_are_weighted_by_the_validation_prompts(
         original(calibration, rewards, train, validation)
 
     monkeypatch.setattr(weighting, "calibrate", calibrate)
-    start = make_tiny_config(tiny_backbone, tmp_path, base=base, phase1={"phase1_fraction": 0})
+    start = make_tiny_config(tiny_backbone, tmp_path, phase1={"phase1_fraction": 0})
     phase3 = {"fit": "exact", "base_scores": ["per_task"]}
     run = train_quietly(Config(**start.model_dump(mode="json") | {"phase3": phase3}))
     task = next(reversed(run.model.config.tasks))

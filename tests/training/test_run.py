@@ -100,6 +100,7 @@ def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Cal
 LONG = {"epochs": 4, "evaluations": 4, "learning_rate": 1e-2}
 RESUMABLE: dict[str, Any] = {
     "training": {"batch_groups": 2},
+    "router": {"kind": "own"},
     "phase0": {**LONG, "epochs": 2},
     "phase1": LONG,
     "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}},
