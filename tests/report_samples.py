@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from dmoerm.evaluation.results import Comparison
+from dmoerm.evaluation.results import METHODS, Comparison
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
-METHODS = ("general", "per_task", "per_task_routed", "all_labels", "all_labels_routed", "dmoerm", "another one")
+NAMES = ("general", "per_task", "per_task_routed", "all_labels", "all_labels_routed", "dmoerm", "another one")
 _VERSIONS = {"python": "3.11.2", "torch": "2.9.0", "dmoerm": "0.1.0"}
 _CONFIG = {"name": "human", "data": {"files": ["a.jsonl", "b.jsonl"]}, "phase3": {"inputs": "scores"}}
 
 
-def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, **changes: Any) -> Comparison:
+def comparison(methods: Sequence[str] = NAMES, tasks: Sequence[str] = TASKS, **changes: Any) -> Comparison:
     """A comparison over three seeds."""
     drawn = np.random.default_rng(0)
     fields: dict[str, Any] = {
@@ -24,7 +24,7 @@ def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, *
         "config": _CONFIG,
         "seeds": (0, 1, 2),
         "versions": _VERSIONS,
-        "methods": {m: f"what {m} is" for m in methods},
+        "methods": {m: METHODS.get(m, f"what {m} is") for m in methods},
         "derived_tasks": tasks[:1],
         "gold_tasks": tasks[-1:],
         **_measured(drawn, methods, tasks, 0.72),

@@ -110,7 +110,9 @@ def test_a_comparison_resumes(
     again = Comparison.model_validate(json.loads((Path(config.output) / "results.json").read_text()))
     assert again.accuracy == comparison.accuracy
     assert finished_steps(Path(seed_config(config, 0).output)) == trained
-    assert "Comparison of methods" in (Path(config.output) / "report.html").read_text()
+    page = (Path(config.output) / "report.html").read_text()
+    assert f"Folder: {config.output}" in page
+    assert again.weights == comparison.weights
 
 
 def test_chosen_methods_come_with_dmoerm() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from report_samples import METHODS, TASKS, comparison
+from report_samples import NAMES, TASKS, comparison
 
 from dmoerm.evaluation.results import Comparison
 from dmoerm.report import report_html
@@ -54,7 +54,8 @@ def test_all_of_a_comparison_is_on_the_page_with_the_best_mean_first() -> None:
     given = comparison()
     page = report_html(given)
     document, text = json.loads(given.to_json()), text_of(page)
-    for word in (*METHODS, *TASKS, *given.methods.values(), given.command, "a.jsonl"):
+    described = [description for method, description in given.methods.items() if method != "dmoerm"]
+    for word in (*NAMES, *TASKS, *described, given.command, "a.jsonl"):
         assert word in text, word
     absent = missing(document["seeds"], text, "{}")
     for name in ("accuracy", "capabilities", "by_seed"):
@@ -68,7 +69,7 @@ def test_all_of_a_comparison_is_on_the_page_with_the_best_mean_first() -> None:
     shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
     means = [given.accuracy[method]["mean"].value for method in shown]
     assert means == sorted(means, reverse=True)
-    assert len(means) == len(METHODS)
+    assert len(means) == len(NAMES)
 
 
 def test_parts_that_were_not_measured_are_left_out() -> None:
@@ -76,5 +77,5 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
     nothing = {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}}
     given |= {"capabilities": {}, "router": nothing, "calibration": {}, "length_bias": {}, "paired": {}}
     text = text_of(report_html(Comparison.model_validate(given)))
-    for word in ("Capabilities", "Router", "Win probability", "length", "Differences in mean"):
+    for word in ("Capabilities", "Router", "Win probability", "with length", " points (", "Experts of"):
         assert word not in text

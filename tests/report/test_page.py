@@ -16,9 +16,9 @@ from report_samples import comparison
 from sample_results import DIFFERENCE, ESTIMATE, example
 
 from dmoerm.report import report_html
-from dmoerm.report.page import Code, Fold, Plots, Section, Table, heat_color, make_section, template_environment
+from dmoerm.report.page import Code, Fold, Plots, Table, heat_color, render_page, template_environment
 
-_DOCUMENT = "html head meta title link style body header nav main section h1 h2 p ul li a"
+_DOCUMENT = "html head meta title link style body header nav main section h1 h2 p ul li a dl dt dd b"
 _PARTS = "table caption thead tbody tr th td span small details summary pre div figure figcaption img"
 TAGS = {*_DOCUMENT.split(), *_PARTS.split()}
 SMALL = ("general", "dmoerm"), ("chitchat",)
@@ -106,5 +106,7 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
 
 def test_blocks_without_contents_are_left_out() -> None:
     empty = [Table("t", ["a"], []), Plots("p", {}), Fold("f", ["text", Table("t", ["a"], [])])]
-    section = make_section("title", ["", "lead"], [("empty", ["text", *empty]), ("full", ["text", *empty, Code("x")])])
-    assert section == Section("title", ["lead"], [("full", ["text", Code("x")])])
+    page = render_page("", "x", [], [("empty", ["text", *empty]), ("full", ["text", *empty, Code("code")])])
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == re.findall(r'<a href="#[^>]*>([^<]+)', page) == ["full"]
+    assert "<table" not in page
+    assert "<details" not in page

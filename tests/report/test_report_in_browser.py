@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accessibility import findings
 from hostile import HOSTILE, with_markup
 from report_samples import comparison
 from sample_results import example
@@ -29,7 +30,7 @@ _FOLLOWED = """() => [...document.querySelectorAll('nav a')].map(link => {
 @pytest.fixture(scope="module", params=["comparison", "run"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(path, comparison() if request.param == "comparison" else example())
+    write_report(path, comparison() if request.param == "comparison" else example(folder="runs/mine"))
     return path
 
 
@@ -67,6 +68,16 @@ def test_the_page_can_be_read(opened: tuple[Any, list[str]], report: Path) -> No
     assert messages == [report.as_uri()], "the page loads something or logs an error"
 
 
+def test_the_first_screen_has_the_verdict_and_breaks_no_rule_of_access(opened: tuple[Any, list[str]]) -> None:
+    page, _ = opened
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": 800})
+    for selector in ("h1", "main > p", "dd"):
+        bottom = page.evaluate("s => document.querySelector(s).getBoundingClientRect().bottom", selector)
+        assert bottom < 600, selector
+    assert page.evaluate("document.querySelector('h1').textContent").startswith(("The mixture", "So far, the mixture"))
+    assert findings(page) == []
+
+
 def test_contents_lead_to_their_sections(opened: tuple[Any, list[str]]) -> None:
     page, _ = opened
     names = page.evaluate("[...document.querySelectorAll('main h2')].map(e => e.textContent)")
@@ -87,7 +98,7 @@ def test_wide_tables_scroll_by_keyboard(opened: tuple[Any, list[str]]) -> None:
         table.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("e => e.scrollLeft > 0", arg=table.element_handle(), timeout=3000)
-    assert page.viewport_size["width"] > 400 or wide >= 0 or "Run:" in page.title()
+    assert page.viewport_size["width"] > 400 or wide >= 0 or "runs/mine" in page.title()
 
 
 def test_markup_in_names_runs_nothing(browser: Any, tmp_path: Path, undrawn: None) -> None:

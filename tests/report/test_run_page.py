@@ -6,6 +6,7 @@ from typing import Any
 
 from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
 
+from dmoerm.evaluation.results import score_weights
 from dmoerm.report import report_html, write_report
 from dmoerm.report.card import card
 
@@ -16,7 +17,15 @@ def test_the_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None
     assert page.count("<img") == 3
     assert {link[:5] for link in re.findall(r'(?:src|href)="([^"#]+)', page)} == {"data:"}
     assert "http" not in page
-    for words in ("70.0%", "60.0–80.0", "+3.0%", "98.0%", "objective_qa", "name: &lt;b&gt;", "1.0 GiB"):
+    for words in (
+        "70.0%",
+        "60.0–80.0",
+        "+3.0 points (+1.0 to +5.0) against general",
+        "98.0%",
+        "objective_qa",
+        "name: &lt;b&gt;",
+        "1.0 GiB",
+    ):
         assert words in page
 
 
@@ -71,7 +80,9 @@ def test_the_weights_of_the_aggregator_are_shown_where_they_were_chosen() -> Non
         },
         "phase3/objective_qa": {"accuracy": 0.5},
     }
-    page = report_html(example(steps=steps))
+    weights = score_weights(steps, NAMES)
+    assert weights == {"chitchat": {"empathy": 0.25, "logic": 0.0, "general": 0.75}}
+    page = report_html(example(steps=steps, weights=weights))
     assert "What the rewards are made of" in page
     for text in ("64.4%", "65.5%", "61.1%", "66.6%", "0.75", "0.00"):
         assert text in page
@@ -98,12 +109,15 @@ def test_the_worst_pairs_are_shown_with_their_texts_escaped() -> None:
     assert "people and dmoerm differ" not in report_html(example())
 
 
-def test_doubtful_labels_are_shown_with_their_texts_escaped() -> None:
+def test_labels_that_the_model_surely_contradicts_are_shown_with_their_texts_escaped() -> None:
     label = {"id": "7", "task": "chitchat", "prompt": "<b>why</b>", "preferred": "<i>no", "other": "yes"}
     labels = [label | {"capability": "wit", "probability": 0.031}, label | {"capability": None, "probability": 0.042}]
+    unsure = label | {"probability": 0.31}
     errors: dict[str, Any] = {"worst": [], "by_length": {}, "by_agreement": {}}
-    doubts = {"judged": 1234, "contradicted": 56, "worst": labels}
+    doubts = {"judged": 1234, "contradicted": 56, "worst": [*labels, unsure]}
     text = report_html(example(errors=errors | {"doubts": doubts}))
     for shown in ("56 of 1234 labels", "chitchat, wit: probability 3.1%", "chitchat: probability 4.2%", "&lt;i&gt;no"):
         assert shown in text
-    assert "Doubtful labels" not in report_html(example(errors=errors)), "as `dmoerm eval` writes them"
+    assert "31.0%" not in text
+    for none in (None, doubts | {"worst": [unsure]}):  # None: as `dmoerm eval` writes them
+        assert "Doubtful labels" not in report_html(example(errors=errors | {"doubts": none}))

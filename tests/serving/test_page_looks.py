@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from accessibility import findings
 
 from .driving import FOLDER, score, write
 
@@ -26,14 +26,6 @@ _LEAVES = "[...document.querySelectorAll('body *')].filter(e => e.checkVisibilit
 _FONTS = f"() => {_LEAVES} && e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize))"
 _BEYOND = f"""() => {_LEAVES}).filter(e => !e.closest('.track') && e.getBoundingClientRect().right > innerWidth + 0.5)
     .map(e => e.outerHTML.slice(0, 200))"""
-LEVELS = {"wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"}
-
-
-def findings(page: Any) -> list[str]:
-    """What axe-core reports against WCAG 2.2 AA or calls serious: the rule, its impact and the elements."""
-    violations = Axe().run(page).response["violations"]
-    counted = [each for each in violations if LEVELS & {*each["tags"]} or each["impact"] in ("serious", "critical")]
-    return [f"{each['id']} ({each['impact']}): {[node['html'] for node in each['nodes']]}" for each in counted]
 
 
 def answer_with_long_names(route: Any) -> None:

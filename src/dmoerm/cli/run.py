@@ -203,6 +203,8 @@ def eval_(
         groups,
         config,
         command="eval",
+        folder=model,
+        files=data or (),
         steps=training.finished_steps(Path(model)) or training.finished_steps(Path(model).parent),
         batch_tokens=batch_tokens,
         cache=training.open_cache(config, rm) if config and not data else None,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ from .metrics import (
     reliability,
     router_result,
 )
-from .results import MEAN, CalibrationResult, Comparison, LengthBias, RouterResult, versions
+from .results import MEAN, CalibrationResult, Comparison, LengthBias, RouterResult, score_weights, versions
 from .scored_groups import BatchScorer, ScoredGroup, score_groups, with_empty_lowest
 
 Q = TypeVar("Q", bound=Query)
@@ -107,6 +108,7 @@ class SeedResult:
     length_bias: Mapping[str, LengthBias]
     derived: Sequence[str]  # tasks whose overall scores were computed from capability grades
     gold: Sequence[str]  # tasks of generated groups, whose labels are gold
+    weights: Mapping[str, Mapping[str, float]]  # task → score → weight in the reward
 
 
 def seed_config(config: Config, seed: int) -> Config:
@@ -145,6 +147,7 @@ def measure_seed(config: Config, methods: Sequence[Method], console: Console) ->
         length_bias=length_bias(scored),
         derived=sorted({s.task for s in scored if s.group.scores_derived}),
         gold=sorted({s.task for s in scored if s.group.source == GENERATED}),
+        weights=score_weights(suite.context.run.metrics(), suite.context.run.model.config.tasks),
     )
 
 
@@ -196,8 +199,16 @@ def compare_methods(
     for seed in seeds:
         console.print(f"seed {seed}", style="bold", highlight=False)
         results.append(measure_seed(seed_config(config, seed), chosen, console))
-    fields = {"command": command, "config": config.model_dump(mode="json"), "versions": versions()}
-    return Comparison.model_validate({**fields, **summarize(seeds, results), "methods": descriptions(chosen, results)})
+    fields = {
+        "command": command,
+        "date": date.today().isoformat(),
+        "folder": config.output,
+        "data": config.data.test_files or config.data.files,
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "methods": descriptions(chosen, results),
+    }
+    return Comparison.model_validate({**fields, **summarize(seeds, results)})
 
 
 def descriptions(methods: Sequence[Method], results: Sequence[SeedResult]) -> dict[str, str]:
@@ -243,6 +254,10 @@ def summarize(seeds: Sequence[int], results: Sequence[SeedResult]) -> dict[str, 
                 groups=sum(bias.groups for bias in each),
             )
             for method, each in biases.items()
+        },
+        "weights": {
+            task: {n: fmean(r.weights[task][n] for r in results if n in r.weights.get(task, {})) for n in row}
+            for task, row in first.weights.items()
         },
         "derived_tasks": tuple(derived),
         "gold_tasks": tuple(_union(result.gold for result in results)),

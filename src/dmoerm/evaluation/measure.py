@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from ..training.cache import ActivationCache
 from ..training.suspects import JudgedLabel
 from .error_analysis import error_analysis
 from .metrics import calibration_result, capability_accuracy, compare, length_bias, overall_counts, router_result
-from .results import Overlap, Results, peak_memory, phase_seconds, versions
+from .results import Overlap, Results, peak_memory, phase_seconds, score_weights, versions
 from .scored_groups import score_groups
 
 
@@ -34,6 +35,8 @@ def evaluate(
     include_trained: bool = False,
     trained: TruncationCounts | None = None,
     judged: Sequence[JudgedLabel] | None = None,
+    folder: str = "",
+    files: Sequence[str] = (),
 ) -> Results:
     """Measure the model, and the general and per-task models that it contains.
 
@@ -47,6 +50,8 @@ def evaluate(
         include_trained: also measure on groups with a training prompt.
         trained: the training part's counts of truncated texts; stored in the results.
         judged: the training part's labels from `judge_labels`; stored in the results.
+        folder: where the model comes from, for the report; default: the run's folder.
+        files: where the groups come from, for the report; default: the files of the settings.
 
     Raises:
         DataError: no pair is ordered by human labels, a task is unknown, or a text is longer than the model reads.
@@ -68,6 +73,9 @@ def evaluate(
     accuracy, paired = compare(overall_counts(scored), derived, seed)
     return Results(
         command=command,
+        date=date.today().isoformat(),
+        folder=folder or (config.output if config else ""),
+        data=tuple(files or (config.data.test_files or config.data.files if config else ())),
         config=config.model_dump(mode="json") if config else {},
         seed=seed,
         versions=versions(),
@@ -81,6 +89,7 @@ def evaluate(
         capabilities=capability_accuracy(scored, seed),
         calibration=calibration_result(scored),
         length_bias=length_bias(scored),
+        weights=score_weights(steps or {}, model.config.tasks),
         errors=error_analysis(scored, seed, judged),
         time=phase_seconds(steps or {}),
         steps={name: dict(metrics) for name, metrics in (steps or {}).items()},

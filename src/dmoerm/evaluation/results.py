@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -221,20 +221,52 @@ class Measured(ResultModel):
     """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
     length_bias: dict[str, LengthBias]
     """Method (and `human`: the grades by people) → correlation with length within a prompt."""
+    weights: dict[str, dict[str, float]] = {}
+    """Task → score → its weight in the reward, the mean over seeds; empty without an aggregator of weights."""
 
 
-class Results(Measured, Document):
-    """The results of `train`, `eval` and `demo`."""
+class ReportDocument(Document):
+    """What the results that have a page say about their origin."""
 
     command: str
+    date: str = ""
+    """The day of the measurement, such as 2026-01-31."""
+    folder: str = ""
+    """The folder of the run, comparison or model, or the model's hub name."""
+    data: tuple[str, ...] = ()
+    """The measured files; of the files of a run, the held-out part."""
     config: dict[str, Any]
     """The resolved settings that the model was trained with; empty if they are not known."""
-    seed: int
     versions: dict[str, str]
+    methods: dict[str, str] = METHODS
+    """Method → its description."""
     derived_tasks: tuple[str, ...]
     """Tasks whose overall scores were computed from capability grades, not given by people."""
     gold_tasks: tuple[str, ...] = ()
     """Tasks of the testbed, which are compared with its gold reward instead of human preferences."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences that the accuracy table needs beside it."""
+        remarks = []
+        if self.derived_tasks:
+            remarks.append(
+                "Tasks with *: the overall scores are computed from capability grades, not given by people; mean_human "
+                "leaves them out."
+            )
+        if self.gold_tasks:
+            tasks = ", ".join(self.gold_tasks)
+            remarks.append(
+                f"Generated groups ({tasks}): methods are compared with the generator's gold reward, not with people; "
+                "training labels are simulated."
+            )
+        return remarks
+
+
+class Results(Measured, ReportDocument):
+    """The results of `train`, `eval` and `demo`."""
+
+    seed: int
     overlap: Overlap
     """Overlap of the measured prompts with the training prompts."""
     truncation: dict[str, TruncationCounts] = {}
@@ -256,7 +288,7 @@ class Results(Measured, Document):
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences that the accuracy table needs beside it."""
+        """Sentences about the data and the router that the accuracy table needs beside it."""
         remarks = [self.overlap.remark] if self.overlap.remark else []
         purposes = {"training": "to train on", "evaluation": "to measure on"}
         for part, purpose in purposes.items():
@@ -270,13 +302,7 @@ class Results(Measured, Document):
                 "prompts, set a lower router.threshold, or name the task of each prompt when you score."
             )
         remarks += routing_notes(self.steps.get("routing", {}), self.tasks)
-        if self.derived_tasks:
-            remarks.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
-        if self.gold_tasks:
-            remarks.append(
-                "On the testbed, methods are compared with its gold reward; its training labels are simulated."
-            )
-        return remarks
+        return remarks + super().remarks
 
 
 def routing_notes(metrics: Mapping[str, float | None], tasks: Collection[str]) -> list[str]:
@@ -309,6 +335,22 @@ def routing_notes(metrics: Mapping[str, float | None], tasks: Collection[str]) -
     elif scored:
         notes.append(f"The general model scores in place of {', '.join(scored)}: held out, their own heads are worse.")
     return notes
+
+
+def score_weights(steps: Mapping[str, Mapping[str, float | None]], tasks: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return task → score → weight in the reward, by the phase 3 that the model uses; without tasks that have none.
+
+    Args:
+        steps: step → its training metrics.
+    """
+    form = "soft/" if steps.get("routing", {}).get("soft") else ""
+    metrics = {task: steps.get(f"{form}phase3/{folder_name(task)}", {}) for task in tasks}
+    prefix = "weight/"
+    return {
+        task: weights
+        for task, row in metrics.items()
+        if (weights := {n.removeprefix(prefix): w for n, w in row.items() if n.startswith(prefix) and w is not None})
+    }
 
 
 def versions() -> dict[str, str]:
@@ -353,17 +395,8 @@ class MethodResults(Measured):
         return sorted(means, key=lambda method: -means[method])
 
 
-class Comparison(MethodResults, Document):
+class Comparison(MethodResults, ReportDocument):
     """results.json of `dmoerm compare`."""
 
     kind: Literal["comparison"] = "comparison"
-    command: str
-    config: dict[str, Any]
     seeds: tuple[int, ...]
-    versions: dict[str, str]
-    methods: dict[str, str]
-    """Method → its description."""
-    derived_tasks: tuple[str, ...]
-    """Tasks whose overall scores were computed from capability grades, not given by people."""
-    gold_tasks: tuple[str, ...]
-    """Tasks of generated groups, whose held-out labels are gold."""

@@ -1,6 +1,7 @@
 """report.html, one self-contained page from results, and the model card.
 
-sections.py     what the page shows of a run, and of a comparison
+verdict.py      the first screen, in words
+sections.py     what the page shows below it, of a run and of a comparison
 page.py         the view data and its rendering by templates/
 plots.py        intervals as SVG
 card.py         README.md of a checkpoint
@@ -14,14 +15,15 @@ from ..evaluation.results import Comparison, Results
 from ..io.paths import write_file
 from .card import write_card
 from .page import render_page
-from .sections import comparison_section, run_section
+from .sections import measurements
+from .verdict import findings, headline, origin
 
 __all__ = ["report_html", "write_card", "write_report"]
 
 
 def report_html(results: Results | Comparison) -> str:
     """Return the page. The same results give the same text."""
-    return render_page(comparison_section(results) if isinstance(results, Comparison) else run_section(results))
+    return render_page(origin(results), headline(results), findings(results), measurements(results))
 
 
 def write_report(path: str | Path, results: Results | Comparison) -> None:

@@ -1,6 +1,6 @@
 """The page: its view data, which is plain text and numbers, and the templates, which escape every string.
 
-Section (one results file) → blocks (a title each) → text, Table, Plots, Code and Fold
+page → findings, and blocks (a title each) → text, Table, Plots, Code and Fold
 
 The page is one text that loads nothing. Each plot is an SVG document of its own in a data URL, so that the ids of two
 plots (clip paths, glyphs) cannot collide.
@@ -110,18 +110,8 @@ class Fold:
 Content = str | Table | Plots | Code | Fold
 
 
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of one results file.
-
-    Attributes:
-        lead: the main result, in paragraphs.
-        blocks: title and contents of each part that the table of contents lists.
-    """
-
-    title: str
-    lead: Sequence[str]
-    blocks: Sequence[tuple[str, Sequence[Content]]]
+Block = tuple[str, Iterable[Content]]
+"""A title, which the table of contents lists, and its contents; a block without a table or plot is left out."""
 
 
 def visible(contents: Iterable[Content]) -> list[Content]:
@@ -130,16 +120,19 @@ def visible(contents: Iterable[Content]) -> list[Content]:
     return kept if any(not isinstance(content, str) for content in kept) else []
 
 
-def make_section(title: str, lead: Iterable[str], blocks: Iterable[tuple[str, Iterable[Content]]]) -> Section:
-    """Build a section; leave out blocks that have nothing to show."""
-    shown = [(name, visible(contents)) for name, contents in blocks]
-    return Section(title, [text for text in lead if text], [(name, contents) for name, contents in shown if contents])
+def render_page(origin: str, headline: str, findings: Iterable[tuple[str, str, str]], blocks: Iterable[Block]) -> str:
+    """Return the page; blocks that have nothing to show are left out.
 
-
-def render_page(section: Section) -> str:
+    Args:
+        origin: folder, data and date; may be empty.
+        headline: the verdict.
+        findings: label, text and explanation of each fact of the first screen; the last two may be empty.
+    """
     environment = template_environment(autoescape=True)
     environment.filters |= {"data_url": _data_url, "heat": heat_color}
-    return environment.get_template("page.html").render(title=f"dmoerm: {section.title}", section=section)
+    shown = [(name, kept) for name, contents in blocks if (kept := visible(contents))]
+    page = environment.get_template("page.html")
+    return page.render(origin=origin, headline=headline, findings=findings, blocks=shown)
 
 
 def template_environment(**options: Any) -> Environment:

@@ -76,7 +76,7 @@ def interval_plot(
     mark: float | None,
     color: Callable[[str, str], str],
 ) -> Figure:
-    """Draw a row for each name, with a dot and its interval for each series.
+    """Draw a row for each name, with a dot and its interval for each series, in percent or in points.
 
     Args:
         series: entry of the legend → name of a row → its estimate; one entry has no legend.
@@ -98,6 +98,7 @@ def interval_plot(
     if mark is not None:
         axes.axvline(mark, color="#333333", linewidth=0.8, linestyle=":")
     name_rows(axes, names)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}")
     axes.set_xlabel(xlabel)
     if len(series) > 1:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), frameon=False)

@@ -1,15 +1,14 @@
-"""What the page shows of results.json: `run_section` of one run, `comparison_section` of `dmoerm compare`."""
+"""What the page shows below the verdict, of one run and of `dmoerm compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from ..evaluation.results import (
     MEAN,
-    METHODS,
     SUMMARIES,
     CalibrationResult,
     Comparison,
@@ -24,11 +23,10 @@ from ..evaluation.results import (
     ShownPair,
 )
 from ..names import folder_name
-from .page import Code, Content, Fold, MethodName, Number, Plots, Section, Table, TableRow, make_section
+from .page import Block, Code, Content, Fold, MethodName, Number, Plots, Table, TableRow
 from .plots import color_of, interval_plot
 
-Block = tuple[str, Iterable[Content]]
-"""A title and its contents; a block without a table or plot is left out."""
+_CONFIDENT = 0.1  # probability of a label that a model contradicts surely
 
 
 # --- entries of tables ---------------------------------------------------------------------------------------------
@@ -48,18 +46,13 @@ def _numbers(record: Any, **specs: str) -> list[Number]:
 
 
 def _estimate(estimate: Estimate | Difference | None, shade: float | None = None) -> Number:
-    """Format an estimate in percent with its interval as detail; a dash if it was not measured."""
+    """Format an estimate in percent or a difference in points, its interval as detail; a dash if not measured."""
     if estimate is None:
         return Number("–")
     value, low, high = estimate.value, 100 * estimate.low, 100 * estimate.high
     if isinstance(estimate, Difference):
-        return Number(f"{value:+z.1%}", f"{low:+z.1f} to {high:+z.1f}", shade)
+        return Number(f"{100 * value:+z.1f}", f"{low:+z.1f} to {high:+z.1f}", shade)
     return Number(f"{value:z.1%}", f"{low:.1f}–{high:.1f}", shade)
-
-
-def _in_words(estimate: Estimate | Difference) -> str:
-    text = _estimate(estimate)
-    return f"{text.text} ({text.detail})"
 
 
 def _sizes(caption: str, header: list[str], estimates: Mapping[tuple[str, ...], Estimate]) -> Fold:
@@ -68,27 +61,21 @@ def _sizes(caption: str, header: list[str], estimates: Mapping[tuple[str, ...], 
     return Fold(caption, [Table("Held-out data", [*header, "pairs", "prompts"], rows)])
 
 
+def measurements(results: Results | Comparison) -> Iterator[Block]:
+    """Yield what the page shows below the verdict."""
+    return _comparison_blocks(results) if isinstance(results, Comparison) else _run_blocks(results)
+
+
 # --- one run -------------------------------------------------------------------------------------------------------
-
-
-def run_section(results: Results) -> Section:
-    """Show the results of `train`, `eval` or `demo`."""
-    mean, difference = results.accuracy["dmoerm"][MEAN], results.paired["dmoerm - general"][MEAN]
-    lead = (
-        f"Mean accuracy over {len(results.tasks)} tasks: {_in_words(mean)}. "
-        f"Difference to the single model: {_in_words(difference)}. Seed: {results.seed}."
-    )
-    return make_section(f"Run: {results.command}", [lead], _run_blocks(results))
 
 
 def _run_blocks(results: Results) -> Iterator[Block]:
     yield f"Accuracy on {results.overlap.description}", _run_accuracy(results)
-    differences = {pair: _marked(results, row) for pair, row in results.paired.items()}
-    plot = interval_plot(
-        differences, "difference of accuracy", 0, lambda pair, _: color_of(pair.removeprefix("dmoerm - "))
-    )
-    caption = "Difference between dmoerm and each other method by task"
-    yield "Differences on the same pairs", [Plots(caption, {"": plot})]
+    differences = {p.removeprefix("dmoerm - "): _marked(results, row) for p, row in results.paired.items()}
+    axis = "points of accuracy (above 0: gain of dmoerm)"
+    plot = interval_plot(differences, axis, 0, lambda method, _: color_of(method))
+    caption = Plots("Accuracy of dmoerm minus that of each other method by task", {"": plot} if differences else {})
+    yield "Gain or loss by task", [caption]
     yield from _measured_blocks(results, {"dmoerm": results.calibration})
     yield "What the rewards are made of", _weights(results)
     yield "How rewards of several tasks are mixed", _routing(results.steps.get("routing", {}))
@@ -104,18 +91,16 @@ def _run_blocks(results: Results) -> Iterator[Block]:
 
 def _run_accuracy(results: Results) -> Iterator[Content]:
     methods = list(results.accuracy)
-    yield Table("Methods", ["method", "description"], [[_method(m), METHODS.get(m, "")] for m in methods])
     series = {m: _marked(results, row) for m, row in results.accuracy.items()}
-    plot = interval_plot(series, "accuracy (0.5: chance)", 0.5, lambda method, _: color_of(method))
+    plot = interval_plot(series, "accuracy in % (50: chance)", 0.5, lambda method, _: color_of(method))
     yield Plots("Accuracy of each method by task", {"": plot})
     columns = [*results.accuracy.values(), *results.paired.values()]
     rows = [
         [name, *_numbers(columns[0][task], pairs="", prompts=""), *(_estimate(column[task]) for column in columns)]
         for name, task in _marked(results, {task: task for task in columns[0]}).items()
     ]
-    header = ["task", "pairs", "prompts", *methods, *results.paired]
-    yield Table("Share of human-ordered pairs that a method orders the same way", header, rows, SUMMARIES)
-    yield from results.remarks
+    header = ["task", "pairs", "prompts", *methods, *(f"{pair}, points" for pair in results.paired)]
+    yield Table("Share of pairs that a method puts in the order of their labels", header, rows, SUMMARIES)
 
 
 def _marked(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,19 +112,16 @@ def _weights(results: Results) -> Iterator[Content]:
     # The aggregator's weights, with the held-out accuracy of each score, where phase 3 chose them.
     rows: list[TableRow] = []
     form = "soft/" if results.steps.get("routing", {}).get("soft") else ""
-    for task in results.tasks:
+    for task, weights in results.weights.items():
         folder = folder_name(task)
-        weights = results.steps.get(f"{form}phase3/{folder}", {})
-        first = results.steps.get(f"{form}phase1/{folder}", {})
-        known = {"per_task": first.get("accuracy"), "general": weights.get("accuracy/general")}
+        first, third = (results.steps.get(f"{form}phase{phase}/{folder}", {}) for phase in (1, 3))
+        known = {"per_task": first.get("accuracy"), "general": third.get("accuracy/general")}
         for step, metrics in results.steps.items():
             if f"{step}/".startswith((f"{form}phase1/{folder}/", f"phase2/{folder}/")):  # or a part of phase 2
                 known |= {n.removeprefix("accuracy/"): v for n, v in metrics.items() if n.startswith("accuracy/")}
-        for key, weight in weights.items():
-            if (name := key.removeprefix("weight/")) != key:
-                rows.append([task, name, _number(weight, ".2f"), _number(known.get(name), ".1%")])
-        if rows and rows[-1][0] == task:
-            rows.append([task, "reward", Number("1.00"), _number(weights.get("accuracy"), ".1%")])
+        for name, weight in weights.items():
+            rows.append([task, name, _number(weight, ".2f"), _number(known.get(name), ".1%")])
+        rows.append([task, "reward", Number("1.00"), _number(third.get("accuracy"), ".1%")])
     header = ["task", "score", "weight", "accuracy on held-out training prompts"]
     yield Table("Weight of each score in the reward, and how well it predicts its own labels", header, rows)
 
@@ -176,9 +158,13 @@ def _errors(errors: ErrorAnalysis) -> Iterator[Content]:
 def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
     if doubts is not None:
         counts = f"{doubts.contradicted} of {doubts.judged} labels of the training part"
-        yield f"Scores of a model that was not trained on them contradict {counts}."
-        yield "`dmoerm data suspects` writes them for relabeling."
-        yield from (_shown(label, "the label", "the model") for label in doubts.worst)
+        yield (
+            f"A model that was not trained on them contradicts {counts}. It is sure of those below: they have a "
+            f"probability of at most {_CONFIDENT:.0%}. `dmoerm data suspects` writes them and others for relabeling."
+        )
+        yield from (
+            _shown(label, "the label", "the model") for label in doubts.worst if label.probability <= _CONFIDENT
+        )
 
 
 def _shown(pair: ShownPair, first: str, second: str) -> Fold:
@@ -198,30 +184,9 @@ def _shown(pair: ShownPair, first: str, second: str) -> Fold:
 # --- a comparison --------------------------------------------------------------------------------------------------
 
 
-def comparison_section(comparison: Comparison) -> Section:
-    """Show the methods on the same held-out prompts."""
-    lead = []
-    if mean := comparison.accuracy["dmoerm"].get(MEAN):
-        difference = comparison.paired.get("dmoerm - general", {}).get(MEAN)
-        against = f", {_in_words(difference)} against the single model" if difference else ""
-        lead = [f"The mean accuracy of dmoerm is {_in_words(mean)}{against}."]
-    return make_section("Comparison of methods", lead, _comparison_blocks(comparison))
-
-
 def _comparison_blocks(comparison: Comparison) -> Iterator[Block]:
     best = comparison.best_first
-    rows = [[_method(method), description] for method, description in comparison.methods.items()]
-    intro = (
-        "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same "
-        f"held-out prompts. Seeds: {', '.join(map(str, comparison.seeds))}."
-    )
-    yield "Methods", [intro, Table("Methods, with their colors in the plots", ["method", "description"], rows)]
     yield "Accuracy", _comparison_accuracy(comparison, best)
-    means = {m: mean for m in best if (mean := comparison.paired.get(f"dmoerm - {m}", {}).get(MEAN))}
-    axis = "dmoerm − method, mean accuracy"
-    plots = {"": interval_plot({"": means}, axis, 0, lambda _, method: color_of(method))} if means else {}
-    caption = Plots("Difference in mean accuracy between dmoerm and each method", plots)
-    yield "Differences in mean accuracy", ["To the right of the line, dmoerm is better.", caption]
     yield from _measured_blocks(comparison, comparison.calibration)
     seeds = [[_method(m), *(_number(means.get(m), "z.1%") for means in comparison.by_seed.values())] for m in best]
     header = ["method", *(f"seed {seed}" for seed in comparison.by_seed)]
@@ -240,17 +205,16 @@ def _comparison_accuracy(comparison: Comparison, best: list[str]) -> Iterator[Co
         shown = [row.get(MEAN), paired[method].get(MEAN), *(row.get(column) for column in others)]
         rows.append([_method(method), *map(_estimate, shown)])
     marked = [f"{task}\N{NO-BREAK SPACE}*" if task in comparison.derived_tasks else task for task in others]
-    title = "Share of held-out pairs that a method orders as people do, highest mean first"
-    yield Table(title, ["method", MEAN, "dmoerm − method", *marked], rows)
-    if comparison.derived_tasks:
-        yield "* The overall scores are computed from capability grades, not given by people."
-    if comparison.gold_tasks:
-        tasks = ", ".join(comparison.gold_tasks)
-        yield f"These tasks are compared with the generator's gold reward, not with people: {tasks}."
+    yield (
+        "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same "
+        "held-out prompts."
+    )
+    title = "Share of held-out pairs that a method puts in the order of their labels, highest mean first"
+    yield Table(title, ["method", MEAN, "dmoerm − method, points", *marked], rows)
     plots = {}
     for column in columns:
         measured = {m: comparison.accuracy[m][column] for m in best if column in comparison.accuracy[m]}
-        mark, axis = measured["dmoerm"].value if "dmoerm" in measured else None, "accuracy (dotted: dmoerm)"
+        mark, axis = measured["dmoerm"].value if "dmoerm" in measured else None, "accuracy in % (dotted: dmoerm)"
         plots[column] = interval_plot({column: measured}, axis, mark, lambda _, method: color_of(method))
     yield Plots("Accuracy of each method", plots)
     sizes = {(c,): next(row[c] for row in comparison.accuracy.values() if c in row) for c in columns}
@@ -258,7 +222,9 @@ def _comparison_accuracy(comparison: Comparison, best: list[str]) -> Iterator[Co
     differences = [
         [_method(m), *(_estimate(row.get(column)) for column in columns)] for m, row in paired.items() if row
     ]
-    yield Fold("differences by task", [Table("dmoerm − method, same pairs", ["method", *columns], differences)])
+    yield Fold(
+        "gain or loss by task", [Table("dmoerm − method on the same pairs, points", ["method", *columns], differences)]
+    )
 
 
 # --- both ----------------------------------------------------------------------------------------------------------
@@ -272,7 +238,7 @@ def _measured_blocks(measured: Measured, calibration: Mapping[str, CalibrationRe
 
 
 def _capabilities(tasks: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Content]:
-    label, color = "accuracy of the expert (0.5: chance)", color_of("dmoerm")
+    label, color = "accuracy of the expert in % (50: chance)", color_of("dmoerm")
     plots = {task: interval_plot({task: row}, label, 0.5, lambda *_: color) for task, row in tasks.items()}
     yield Plots("Capability accuracy", plots)
     names = sorted({name for row in tasks.values() for name in row})
@@ -286,13 +252,8 @@ def _capabilities(tasks: Mapping[str, Mapping[str, Estimate]]) -> Iterator[Conte
 
 
 def _router(router: RouterResult) -> Iterator[Content]:
-    if router.confusion:
-        ece = "" if router.ece is None else f" Expected calibration error of its confidence: {router.ece:.3f}."
-        yield (
-            f"The most likely task is the prompt's own task for {router.accuracy or 0:.1%} of the {router.prompts} "
-            f"prompts; {router.fallback or 0:.1%} fall below the confidence threshold, and the general model scores "
-            f"them.{ece}"
-        )
+    if router.ece is not None:
+        yield f"Expected calibration error of the router's confidence: {router.ece:.3f}."
     tasks = sorted({*router.confusion, *(name for row in router.confusion.values() for name in row)})
     rows = [
         [task, *(Number(f"{row.get(name, 0)}", shade=row.get(name, 0) / max(sum(row.values()), 1)) for name in tasks)]
