@@ -70,6 +70,9 @@ def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, source: str) 
     before, measured = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
     assert measured.accuracy == before.accuracy
     assert measured.capabilities == before.capabilities
+    assert measured.weights == before.weights
+    assert (Path(before.folder), Path(measured.folder)) == (trained, trained / source)
+    assert measured.data == before.data
     assert (measured.router, measured.time) == (before.router, before.time)
     assert read_results(tmp_path / "report" / "results.json") == measured
     assert (tmp_path / "report" / "report.html").exists()
@@ -81,7 +84,8 @@ def test_eval_on_other_data(trained: Path, tmp_path: Path) -> None:
     data = write_groups([*groups, *free], tmp_path / "groups.jsonl")
     result = run("eval", trained, "--data", data, "--include-trained", "--json", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
-    assert read_results(tmp_path / "found.json").router.prompts == len(groups)
+    measured = read_results(tmp_path / "found.json")
+    assert (measured.router.prompts, measured.data) == (len(groups), (str(data),))
     strange = write_groups([groups[0].model_copy(update={"task": "strange"})], tmp_path / "strange.jsonl")
     result = run("eval", trained, "--data", strange, "--include-trained")
     assert result.exit_code == 0, result.output
