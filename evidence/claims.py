@@ -1,7 +1,8 @@
-"""The claims of README.md and docs/results.md, each with what it means in figures.
+"""The claims of docs/results.md and README.md, each with what it means in figures.
 
 A claim is a sentence and a check on the stored results. pages.py writes the claims with their figures between the marks
-`<!-- claims -->`; it fails if a claim does not hold, so a sentence cannot outlive its figure.
+`<!-- claims -->`, and the README's between `<!-- main claims -->`; it fails if a claim does not hold, so a sentence
+cannot outlive its figure.
 """
 
 from __future__ import annotations
@@ -332,6 +333,26 @@ CLAIMS = (
 )
 
 
+MAIN = (
+    Claim("one reward model for all tasks: five tasks with human labels", "compare_human", over("general"), above),
+    Claim("… eighteen tasks", "compare_human_all", over("general"), above),
+    Claim("… nine tasks, a test set that was run once", "compare_final", over("general"), above),
+    Claim("one model per task, the task given (an oracle): that test set", "compare_final", over("per_task"), below),
+    Claim("… that also learns from capability labels: eighteen tasks", "compare_human_all", over("all_labels"), level),
+    Claim("the best simpler model, kinds of prompts that overlap", "routed_kinds_helpfulness", over_best, level),
+    Claim(
+        "one model per task, a tenth of the overall labels", "compare_label_shares", over("per_task", "tenth"), above
+    ),
+    Claim(
+        "scoring time with frozen layers, where one plain reward model takes 1",
+        "scoring",
+        seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
+        at_most(0.5),
+    ),
+)
+"""The README's rows."""
+
+
 def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
     """Return the rows of the table of claims whose results exist.
 
@@ -341,12 +362,12 @@ def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
     return [claim.row(files) for claim in claims if claim.source in files]
 
 
-def lines(files: Files) -> list[str]:
+def lines(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[str]:
     """Return the table of claims, each with the command that remakes its figures."""
     experiments = yaml.safe_load((Path(__file__).with_name("all.yaml")).read_text(encoding="utf-8"))["experiments"]
-    head = "figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
-    table = [f"| claim | {head} | measured by |", "|---|---|---|"]
-    for sentence, text, source in rows(files):
+    head = "claim | figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
+    table = [f"| {'DMoERM minus … | points of accuracy' if claims is MAIN else head} | measured by |", "|---|---|---|"]
+    for sentence, text, source in rows(files, claims):
         known = f"python -m evidence.all --only {source}" if source in experiments else files[source]["command"]
         table.append(f"| {sentence} | {text} | `{known}` |")
     return table

@@ -38,7 +38,9 @@ def filled(text: str, files: dict[str, Any]) -> str:
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
         if results.get("kind") == "comparison":
             text = replaced(text, f"short {name}", experiment_tables.short(results))
-    return replaced(text, "claims", claims.lines(files)) if "<!-- claims -->" in text else text
+    for name, chosen in {"claims": claims.CLAIMS, "main claims": claims.MAIN}.items():
+        text = replaced(text, name, claims.lines(files, chosen)) if f"<!-- {name} -->" in text else text
+    return text
 
 
 def replaced(text: str, name: str, lines: list[str]) -> str:
