@@ -89,7 +89,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.fixture
 def model(tiny_model: Any, tmp_path: Path) -> DMoERM:
-    tiny_model().save_pretrained(tmp_path / "model", card=CARD, run_config="seed: 0\n")
+    tiny_model().save_pretrained(tmp_path / "model", card=CARD, run_config="seed: 0\n", backbone=True)
     return DMoERM.from_pretrained(tmp_path / "model")
 
 
@@ -115,7 +115,7 @@ def test_a_pushed_model_can_be_downloaded(hub: Hub, model: DMoERM, tmp_path: Pat
 def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
     model.push_to_hub("me/rm")
     other = tiny_model(base="frozen", phase2={"fit": "exact"})
-    other.push_to_hub("me/rm", commit_message="Frozen heads.")
+    other.push_to_hub("me/rm", commit_message="Frozen heads.", backbone=True)
     assert not any("experts" in name for name in hub.commits[-1])  # the earlier model's files are deleted
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
     assert rewards(DMoERM.from_pretrained("me/rm", revision=1)) == pytest.approx(rewards(model), abs=1e-5)
