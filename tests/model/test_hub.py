@@ -112,6 +112,28 @@ def test_a_pushed_model_can_be_downloaded(hub: Hub, model: DMoERM, tmp_path: Pat
     assert again.texts["run.yaml"] == model.texts["run.yaml"]
 
 
+def test_a_pushed_model_names_its_backbone_unless_only_this_machine_has_it(
+    hub: Hub, model: DMoERM, tiny_model: Any, tiny_backbone: str, tmp_path: Path
+) -> None:
+    thin = tiny_model()
+    thin.save_pretrained(tmp_path / "thin")
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "thin"), "me/rm"])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: me/rm: the model's backbone is a folder of this machine, {tiny_backbone}; "
+        "upload its weights too, with --full (in Python backbone=True)\n"
+    )
+    thin.config.backbone_source["name"] = "me/backbone"
+    thin.push_to_hub("me/rm")
+    assert "trunk.safetensors" not in hub.commits[-1]
+    assert rewards(DMoERM.from_pretrained("me/rm", backbone=tiny_backbone)) == pytest.approx(rewards(model), abs=1e-5)
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "thin"), "me/rm", "--full"])
+    assert result.exit_code == 0, result.output
+    assert "trunk.safetensors" in hub.commits[-1]
+    assert tiny_backbone.encode() not in hub.commits[-1]["config.json"]
+    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
+
+
 def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
     model.push_to_hub("me/rm")
     other = tiny_model(base="frozen", phase2={"fit": "exact"})

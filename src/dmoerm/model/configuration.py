@@ -171,8 +171,9 @@ class DMoERMConfig(PretrainedConfig):
 
 
 def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Return a backbone's configuration as a dict; sizes have their common names too, such as `hidden_size`."""
-    return config.to_dict() | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
+    """Return a backbone's configuration without its path; sizes have their common names too, such as `hidden_size`."""
+    settings = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return settings | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
 
 
 def stored_config(config: PretrainedConfig) -> DMoERMConfig:
