@@ -76,7 +76,7 @@ def save(
         dtype: precision of trunk, branches and the router's language model; default: as in memory, where trained
             weights are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
         backbone: write the backbone's weights too. They are also written if the model was loaded from such a folder,
-            and if they are no longer those of the backbone that the model names: decoded, rounded or changed ones.
+            and if they differ from those of the backbone that the model names, as decoded or rounded weights do.
 
     Raises:
         ConfigError: the dtype is not supported.
@@ -219,15 +219,15 @@ def _read(
     return with_tokenizer(model, tokenizer).eval()
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], place: Path | str, *, small: bool = False) -> None:
-    """Set a module's weights to a state from a place; `small`: all but the large parts, see `small_state`."""
+def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path | str, *, small: bool = False) -> None:
+    """Set a module's weights to the state of a source; `small`: all but the large parts, see `small_state`."""
     expected = small_state(module) if small else module.state_dict()
     if wrong := sorted(set(expected) ^ set(state)):
-        raise CheckpointError(f"{place}: its tensors do not fit config.json (first difference: {wrong[0]})")
+        raise CheckpointError(f"{source}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:
         module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{place}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+        raise CheckpointError(f"{source}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
 def _convert(model: Mixture, dtype: torch.dtype | None) -> None:
