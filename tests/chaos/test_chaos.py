@@ -92,7 +92,7 @@ def test_the_same_seed_produces_the_same_bytes_in_any_process(workspace: Workspa
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named(workspace: Workspace, trained_run: Any, tmp_path: Path, damage: str) -> None:
     model = trained_run.folder / "model"
-    assert damage_file(workspace, model, "trunk.safetensors", damage, tmp_path, random.Random(3)) == ""
+    assert damage_file(workspace, model, "general/branch.safetensors", damage, tmp_path, random.Random(3)) == ""
 
 
 @pytest.mark.parametrize(

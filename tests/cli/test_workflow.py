@@ -36,12 +36,21 @@ def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def full(trained: Path) -> Path:
+    """The model with its backbone, which `dmoerm export --full` has written."""
+    result = run("export", trained, "--full", "--output", trained / "full")
+    assert result.exit_code == 0, result.output
+    return trained / "full"
+
+
 def test_train_leaves_model_results_report_and_card(trained: Path) -> None:
     results = read_results(trained / "results.json")
     assert (results.command, results.seed, results.tasks) == ("train", 1, list(TASKS))
     assert (trained / "report.html").read_text().startswith("<!doctype html>")
     card = (trained / "model" / "README.md").read_text()
     assert "library_name: dmoerm" in card
+    assert "The frozen layers are those of the backbone `llama`. If this folder does not contain" in card
     said = (trained.parent / "said").read_text()
     for words in ("Accuracy", "objective_qa", "dmoerm - general", "empathy", "router:", "results.json"):
         assert words in said
@@ -63,8 +72,8 @@ def test_truncated_texts_are_counted_in_what_train_prints_and_writes(tiny_backbo
         )
 
 
-@pytest.mark.parametrize("source", ["", "model"])
-def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize("source", ["", "model", "full"])
+def test_eval_gives_what_train_gave(trained: Path, full: Path, tmp_path: Path, source: str) -> None:
     result = run("eval", trained / source, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
     assert result.exit_code == 0, result.output
     before, measured = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
@@ -106,6 +115,93 @@ def test_eval_on_training_data_does_not_call_it_held_out(trained: Path, tmp_path
     assert "left out" in result.stdout
     result = run("eval", alone, "--data", data, "--include-trained")
     assert f"Accuracy on prompts, {measured.overlap.prompts} of which the model was trained on" in result.stdout
+
+
+# --- the backbone --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_export_has_the_same_texts_and_gives_the_same_bytes(
+    trained: Path, full: Path, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    rows = write_rows(queries())
+    for name in ("model", "full"):
+        assert run("score", trained / name, "--input", rows, "--output", tmp_path / f"{name}.jsonl").exit_code == 0
+    assert (tmp_path / "model.jsonl").read_bytes() == (tmp_path / "full.jsonl").read_bytes()
+    files = {path.relative_to(full).as_posix() for path in full.rglob("*.safetensors")}
+    files -= {path.relative_to(trained / "model").as_posix() for path in (trained / "model").rglob("*.safetensors")}
+    assert files == {"trunk.safetensors", "general/branch.safetensors"}
+    assert all(
+        (full / name).read_text() == (trained / "model" / name).read_text() for name in ("README.md", "run.yaml")
+    )
+    result = run("export", trained, "--full", "--task", "chitchat", "--output", tmp_path / "part")
+    assert result.stdout.startswith("chitchat: empathy, proactivity\n")
+    assert (tmp_path / "part" / "trunk.safetensors").exists()
+
+
+COMMANDS = {
+    "eval": ("MODEL",),
+    "score": ("MODEL", "--input", "rows.jsonl", "--output", "scored.jsonl"),
+    "serve": ("MODEL",),
+    "export": ("MODEL", "--task", "chitchat", "--output", "part"),
+    "push": ("MODEL", "me/rm", "--full"),
+    "add": ("MODEL", "--task", "news", "--set", "data.files=[news.jsonl]", "--output", "grown"),
+    "retrain": ("MODEL", "--capability", "chitchat/empathy", "--output", "again"),
+    "remove": ("MODEL", "--task", "chitchat", "--output", "less"),
+    "merge": ("MODEL", "MODEL", "--output", "both"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_works_with_both_forms_and_says_what_to_do_without_a_backbone(
+    trained: Path, full: Path, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("dmoerm.serving.serve", lambda load, *_, **__: load())
+    monkeypatch.setattr("dmoerm.model.checkpoint.upload", lambda folder, repo, **_: f"https://hub/{repo}")
+    write_groups([g.model_copy(update={"task": "news"}) for g in tiny_groups()[:9]], tmp_path / "news.jsonl")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(queries(1)[0]))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "model", "moved")
+    settings = json.loads(Path("moved/config.json").read_text())
+    settings["backbone_source"]["name"] = "/nowhere"
+    Path("moved/config.json").write_text(json.dumps(settings))
+    Path("moved/SHA256SUMS").unlink()
+
+    def dmoerm(model: Path, *options: object) -> Any:
+        return run(name, *(model if part == "MODEL" else part for part in COMMANDS[name]), *options)
+
+    result = dmoerm(Path("moved"))
+    assert result.exit_code == 1
+    hint = "name its backbone with --backbone PATH (in Python backbone=PATH, elsewhere $DMOERM_BACKBONE)"
+    assert result.stderr == f"error: moved: backbone '/nowhere': there is no such folder; {hint}\n"
+    result = dmoerm(Path("moved"), "--backbone", tiny_backbone)
+    assert result.exit_code == 0, result.output
+    for folder in COMMANDS[name][-1:] if "--output" in COMMANDS[name] and name != "score" else ():
+        assert json.loads(Path(folder, "config.json").read_text())["backbone_source"]["name"] == tiny_backbone
+        shutil.rmtree(folder)
+    monkeypatch.setenv("DMOERM_BACKBONE", "/nowhere")  # which a model with its own weights does not read
+    result = dmoerm(full)
+    assert result.exit_code == 0, result.output
+    for folder in COMMANDS[name][-1:] if "--output" in COMMANDS[name] and name != "score" else ():
+        assert Path(folder, "trunk.safetensors").exists()
+
+
+def test_actors_on_other_machines_get_the_backbone(
+    trained: Path, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Any] = []
+
+    def score_on_ray(job: Any, open_scorer: Any, **_: Any) -> dict[str, Any]:
+        jobs.append((job, open_scorer))
+        return {"queries": 0, "responses": 0, "tasks": {}, "left_out": 0}
+
+    monkeypatch.setattr("dmoerm.distributed.batch_scoring.score_on_ray", score_on_ray)
+    monkeypatch.chdir(Path(tiny_backbone).parent)
+    options = ("--input", "rows.jsonl", "--output", tmp_path / "parts", "--engine", "ray")
+    for more in ((), ("--backbone", Path(tiny_backbone).name)):
+        assert run("score", trained, *options, *more).exit_code == 0
+    (job, _), (same, open_scorer) = jobs
+    assert job == same, "another path of the same weights continues the job"
+    assert open_scorer.keywords["backbone"] == tiny_backbone
 
 
 # --- score ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from running import Load, free_port
+from running import Load, free_port, served
 
 import dmoerm
 from dmoerm.distributed.serve import ReplicaSettings, app
@@ -35,6 +37,17 @@ def proxy(serve: Any, nodes: Nodes) -> Iterator[str]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+def test_a_replica_loads_the_model_with_its_backbone(trained_run: Any, tiny_backbone: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained_run.folder / "model", tmp_path / "model"))
+    moved = json.loads((folder / "config.json").read_text())
+    moved["backbone_source"]["name"] = "/nowhere"
+    (folder / "config.json").write_text(json.dumps(moved))
+    (folder / "SHA256SUMS").unlink()
+    replica = ReplicaSettings(model=str(folder), backbone=tiny_backbone).replica_app()
+    with served(replica) as url:
+        assert dmoerm.Client(url).score(PROMPT, RESPONSES) == trained_run.model.score(PROMPT, RESPONSES)
 
 
 def test_the_arguments_become_the_options_of_the_deployment() -> None:

@@ -38,3 +38,10 @@ def saved(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def copied(saved: tuple[DMoERM, Path], tmp_path: Path) -> Path:
     """A copy of the folder that the test may damage."""
     return Path(shutil.copytree(saved[1], tmp_path / "model"))
+
+
+@pytest.fixture
+def complete(saved: tuple[DMoERM, Path], tmp_path: Path) -> Path:
+    """A folder of the same model that contains its backbone, which the test may damage."""
+    saved[0].save_pretrained(tmp_path / "complete", card="# A card", run_config="seed: 0\n", backbone=True)
+    return tmp_path / "complete"

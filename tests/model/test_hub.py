@@ -89,7 +89,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.fixture
 def model(tiny_model: Any, tmp_path: Path) -> DMoERM:
-    tiny_model().save_pretrained(tmp_path / "model", card=CARD, run_config="seed: 0\n")
+    tiny_model().save_pretrained(tmp_path / "model", card=CARD, run_config="seed: 0\n", backbone=True)
     return DMoERM.from_pretrained(tmp_path / "model")
 
 
@@ -112,10 +112,32 @@ def test_a_pushed_model_can_be_downloaded(hub: Hub, model: DMoERM, tmp_path: Pat
     assert again.texts["run.yaml"] == model.texts["run.yaml"]
 
 
+def test_a_pushed_model_names_its_backbone_unless_only_this_machine_has_it(
+    hub: Hub, model: DMoERM, tiny_model: Any, tiny_backbone: str, tmp_path: Path
+) -> None:
+    thin = tiny_model()
+    thin.save_pretrained(tmp_path / "thin")
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "thin"), "me/rm"])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: me/rm: the model's backbone is a folder of this machine, {tiny_backbone}; "
+        "upload its weights too, with --full (in Python backbone=True)\n"
+    )
+    thin.config.backbone_source["name"] = "me/backbone"
+    thin.push_to_hub("me/rm")
+    assert "trunk.safetensors" not in hub.commits[-1]
+    assert rewards(DMoERM.from_pretrained("me/rm", backbone=tiny_backbone)) == pytest.approx(rewards(model), abs=1e-5)
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "thin"), "me/rm", "--full"])
+    assert result.exit_code == 0, result.output
+    assert "trunk.safetensors" in hub.commits[-1]
+    assert tiny_backbone.encode() not in hub.commits[-1]["config.json"]
+    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
+
+
 def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
     model.push_to_hub("me/rm")
     other = tiny_model(base="frozen", phase2={"fit": "exact"})
-    other.push_to_hub("me/rm", commit_message="Frozen heads.")
+    other.push_to_hub("me/rm", commit_message="Frozen heads.", backbone=True)
     assert not any("experts" in name for name in hub.commits[-1])  # the earlier model's files are deleted
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
     assert rewards(DMoERM.from_pretrained("me/rm", revision=1)) == pytest.approx(rewards(model), abs=1e-5)

@@ -32,7 +32,7 @@ COMMANDS = {
     "retrain": ("grow.retrain", "Train one capability's expert again."),
     "remove": ("grow.remove", "Remove tasks or a capability."),
     "merge": ("grow.merge", "Join tasks that were trained apart on the same trunk."),
-    "export": ("grow.export", "Write some tasks alone, or one as a standard classifier."),
+    "export": ("grow.export", "Write some tasks alone, a model with its backbone, or a standard classifier."),
     "push": ("grow.push", "Upload a model to the Hugging Face hub."),
     "score": ("score.command", "Score every response in a file."),
     "serve": ("serve.command", "Serve a model over HTTP."),

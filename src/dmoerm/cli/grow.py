@@ -13,7 +13,7 @@ from ..data.readers import read_groups
 from ..errors import ConfigError
 from ..io.paths import model_folder
 from .models import load_model, quieten
-from .options import Overrides, grouped, lazily
+from .options import Backbone, Overrides, grouped, lazily
 
 if TYPE_CHECKING:
     from ..model import DMoERM, loading
@@ -37,6 +37,7 @@ class Change:
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself, completely or not at all.")] = (
         False
     )
+    backbone: Backbone = None
 
     def folders(self) -> tuple[Path, Path]:
         """Return the model's folder and the folder of the changed model."""
@@ -57,7 +58,8 @@ class Change:
         if not (task and separator and name):
             raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
         folder, target = self.folders()
-        _print_tasks(growing.change_capability(folder, task, name, kind, overrides or (), target), target)
+        changed = growing.change_capability(folder, task, name, kind, overrides or (), target, self.backbone)
+        _print_tasks(changed, target)
 
 
 @grouped
@@ -73,7 +75,7 @@ def add(
     if capability:
         return change.of_capability("add", capability, overrides)
     folder, target = change.folders()
-    return _print_tasks(growing.add_task(folder, str(task), overrides or (), target), target)
+    return _print_tasks(growing.add_task(folder, str(task), overrides or (), target, change.backbone), target)
 
 
 @grouped
@@ -101,7 +103,7 @@ def remove(
     if overrides:
         raise ConfigError(f"--set {overrides[0]}: removing a task trains nothing; leave the setting out")
     folder, target = change.folders()
-    loaded = load_model(str(folder))
+    loaded = load_model(str(folder), backbone=change.backbone)
     growing.remove_tasks(loaded, tasks or (), target)
     return _print_tasks(loaded, target)
 
@@ -112,8 +114,8 @@ def merge(
 ) -> None:
     """Join tasks that were trained apart on the same trunk."""
     folder, target = change.folders()
-    loaded, joining = load_model(str(folder)), [(str(other), load_model(str(other))) for other in others]
-    growing.merge_models(loaded, joining, target, str(change.model))
+    loaded, *joining = (load_model(str(each), backbone=change.backbone) for each in (folder, *others))
+    growing.merge_models(loaded, list(zip(map(str, others), joining, strict=True)), target, str(change.model))
     _print_tasks(loaded, target)
 
 
@@ -130,20 +132,28 @@ def export(
         list[str] | None,
         typer.Option("--task", help="A task to keep; may be repeated. With --plain: the task, else the general model."),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write the backbone's weights too. Without --task, all tasks are kept.")
+    ] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="Write a standard ForSequenceClassification folder, for vLLM and SGLang.")
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="With --plain: precision of the weights, such as float32.")] = None,
+    backbone: Backbone = None,
 ) -> None:
-    """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
-    if not plain and (not tasks or dtype is not None):
-        raise ConfigError("--dtype needs --plain" if tasks else "give --task, or --plain for the general model")
+    """Write a model with some tasks alone, with its backbone, or one task as a standard classifier of transformers."""
+    if not (tasks or full or plain):
+        raise ConfigError("give --task, --full for a model with its backbone, or --plain for the general model")
+    if plain and full:
+        raise ConfigError("--full: a standard classifier has all of its weights; leave --full or --plain out")
+    if dtype is not None and not plain:
+        raise ConfigError("--dtype needs --plain")
     if plain and tasks and len(tasks) > 1:
         raise ConfigError(f"--task {tasks[1]}: a standard classifier has one reward; give one task")
     folder, target = Change(model, output).folders()
-    loaded = load_model(str(folder))
+    loaded = load_model(str(folder), backbone=backbone)
     if not plain:
-        growing.export_tasks(loaded, tasks or (), target)
+        growing.export_tasks(loaded, tasks or (), target, backbone=full)
         return _print_tasks(loaded, target)
     task = next(iter(tasks or ()), None)
     if task is not None:
@@ -164,9 +174,11 @@ def push(
     model: Annotated[str, typer.Argument(help="The folder of a model or a run.")],
     repo: Annotated[str, typer.Argument(help="Repository on the hub, such as me/name; created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Upload the backbone's weights too.")] = False,
+    backbone: Backbone = None,
 ) -> None:
     """Upload a model to the Hugging Face hub: weights as safetensors, settings, tokenizer and card.
 
     Log in with `hf auth login` first, or set HF_TOKEN. run.yaml is uploaded too; check the paths in it.
     """
-    print(load_model(model).push_to_hub(repo, private=private or None))
+    print(load_model(model, backbone=backbone).push_to_hub(repo, private=private or None, backbone=full))

@@ -35,6 +35,7 @@ def load_model(
     quantization: str = "none",
     divide: bool = False,
     device: str | None = None,
+    backbone: str | None = None,
 ) -> dmoerm.DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name, without the messages of the libraries.
 
@@ -46,20 +47,21 @@ def load_model(
         divide: divide the model over the launcher's processes, if there are several. Only process 0 returns; the others
             run its passes until it ends, and then end too.
         device: such as `cuda:1`; None: the accelerator if there is one.
+        backbone: see `DMoERM.from_pretrained`.
 
     Raises:
-        CheckpointError: the model does not exist.
+        CheckpointError: the model or its backbone does not exist.
     """
     quieten()
     loading.prepare_kernels(deterministic)
     folder = model_folder(path)
     if not divide or processes() == 1:
-        options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
+        options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization, "backbone": backbone}
         return dmoerm.DMoERM.from_pretrained(folder, **options)
     if quantization != "none":
         raise ConfigError("several processes divide a model; leave out --quantization, or start one")
     current = training.device()  # starts the communication
-    model = dmoerm.DMoERM.from_pretrained(folder, dtype=dtype)
+    model = dmoerm.DMoERM.from_pretrained(folder, dtype=dtype, backbone=backbone)
     tensor_parallel.parallelize(model, current)
     if training.rank():
         tensor_parallel.follow(model)

@@ -172,6 +172,13 @@ Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="local: in this process; ray: on the cluster at $RAY_ADDRESS, or on a new one on this machine."),
 ]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Folder or hub name of the model's backbone, if it is not where the model names it; or $DMOERM_BACKBONE.",
+    ),
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation. Default: as saved.")
 ]

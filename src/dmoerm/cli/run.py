@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..evaluation.results import Results, routing_notes
 from ..io.paths import model_folder, write_file
 from .models import quieten
-from .options import BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
+from .options import Backbone, BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
 from .tables import print_comparison, print_results, screen, table
 
 if TYPE_CHECKING:
@@ -176,11 +176,12 @@ def eval_(
     report_folder: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Write results.json and report.html here.")
     ] = None,
+    backbone: Backbone = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
     """Measure a model on held-out prompts, or on labeled data of your own."""
     quieten()
-    rm = models.DMoERM.from_pretrained(model_folder(model), check=training.is_main())
+    rm = models.DMoERM.from_pretrained(model_folder(model), backbone=backbone, check=training.is_main())
     training.check_sharding(rm.config.router_kind == "own")
     training.move_to_device(rm)
     files = (Path(model) / "config.yaml", Path(model_folder(model)) / "run.yaml")

@@ -22,6 +22,7 @@ from ..io.paths import model_folder, weights_digest, write_file
 from ..io.storage import is_url, matching
 from .models import follows, load_model
 from .options import (
+    Backbone,
     BatchTokens,
     Deterministic,
     Dtype,
@@ -81,6 +82,7 @@ class ScoreArguments:
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons.")
     ] = False
+    backbone: Backbone = None
     dtype: Dtype = None
     quantization: Quantization = "none"
     deterministic: Deterministic = False
@@ -105,7 +107,7 @@ class ScoreArguments:
     @property
     def opening(self) -> dict[str, Any]:
         """The keyword arguments of `open_model`."""
-        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "weights", "best")
+        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "weights", "best", "backbone")
         return {name: getattr(self, name) for name in names}
 
 
@@ -131,10 +133,15 @@ def command(options: ScoreArguments, engine: Engine = "local", json_file: JsonFi
 
 
 def open_model(
-    folder: str, dtype: str | None = None, deterministic: bool = False, quantization: str = "none", **options: Any
+    folder: str,
+    dtype: str | None = None,
+    deterministic: bool = False,
+    quantization: str = "none",
+    backbone: str | None = None,
+    **options: Any,
 ) -> scoring_files.RowScorer:
     """Load a model that scores rows, in this process or in an actor; see `RowScorer` for the options."""
-    model = load_model(folder, dtype, deterministic, quantization, divide=True)
+    model = load_model(folder, dtype, deterministic, quantization, divide=True, backbone=backbone)
     return scoring_files.RowScorer(model, deterministic=deterministic, **options)
 
 
@@ -164,9 +171,11 @@ def _score_on_ray(options: ScoreArguments, skipped: SkippedRows) -> dict[str, An
 
     if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
-    folder = str(model_folder(options.model))
-    folder = absolute(folder) if Path(folder).is_dir() else folder  # otherwise a hub name
-    settings = {name: value for name, value in options.opening.items() if value}
+    folder, backbone = (
+        absolute(path) if path and Path(path).is_dir() else path  # otherwise a hub name
+        for path in (model_folder(options.model), options.backbone)
+    )
+    settings = {name: value for name, value in options.opening.items() if value and name != "backbone"}
     job = batch_scoring.ScoringJob(
         scorer=f"{folder} {weights_digest(folder)} {json.dumps(settings, sort_keys=True)}",
         input=absolute(options.input),
@@ -183,7 +192,7 @@ def _score_on_ray(options: ScoreArguments, skipped: SkippedRows) -> dict[str, An
             for reason in result.left_out:
                 skipped.add(reason)
 
-        open_scorer = functools.partial(open_model, folder, **options.opening)
+        open_scorer = functools.partial(open_model, folder, **options.opening | {"backbone": backbone})
         manifest = batch_scoring.score_on_ray(job, open_scorer, gpus=options.gpus, on_shard=on_shard)
     return {name: manifest[name] for name in ("queries", "responses", "tasks", "left_out")}
 

@@ -14,7 +14,7 @@ import typer
 from ..errors import ConfigError
 from ..io.paths import model_folder, model_name
 from .models import follows, load_model, processes
-from .options import BatchTokens, Deterministic, Dtype, Quantization, lazily, note
+from .options import Backbone, BatchTokens, Deterministic, Dtype, Quantization, lazily, note
 
 if TYPE_CHECKING:
     from .. import serving
@@ -33,6 +33,7 @@ def command(
     name: Annotated[
         str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
     ] = "",
+    backbone: Backbone = None,
     dtype: Dtype = None,
     quantization: Quantization = "none",
     deterministic: Deterministic = False,
@@ -80,7 +81,7 @@ def command(
     if key is None and not _is_local(host):
         fix = "set DMOERM_API_KEY or --api-key-file"
         note(f"warning: other machines can reach {host} and no API key is set; {fix}")
-    load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True)
+    load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True, backbone=backbone)
     folder = model_folder(model)
     if Path(folder).exists() or model.count("/") != 1:
         checkpoint.local_folder(folder, {})

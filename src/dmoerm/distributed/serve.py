@@ -32,6 +32,9 @@ class ReplicaSettings(BaseModel):
 
     model: str
     """A model's or a run's folder, which all nodes can read, or a hub name."""
+    backbone: str | None = None
+    """The folder or hub name of the model's backbone; by default where the model names it, or $DMOERM_BACKBONE of the
+    replica's node."""
     dtype: str | None = None
     """Precision of trunk and branches, such as float32; by default as saved."""
     min_replicas: int = Field(default=1, ge=1)
@@ -65,7 +68,7 @@ class ReplicaSettings(BaseModel):
         prepare_kernels(self.settings.deterministic)
         key = self.settings.api_key or os.environ.get("DMOERM_API_KEY") or None
         settings = self.settings.model_copy(update={"api_key": key})
-        load = partial(DMoERM.from_pretrained, dtype=self.dtype, device_map="auto")
+        load = partial(DMoERM.from_pretrained, dtype=self.dtype, backbone=self.backbone, device_map="auto")
         return create_app(lambda: load(model_folder(self.model)), settings, model_name(self.model))
 
 

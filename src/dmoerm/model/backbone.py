@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
     Raises:
         BackboneError: the model does not exist, is not supported, or gives another result after the split.
     """
-    with described(config) as (path, full):
+    with described(config.path) as (path, full):
         check_config(full)
         check_reward_head(config, full)
         text = text_config(full)
@@ -59,6 +60,29 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
     if not empty:
         check_split(model, layer)
     return Backbone(model, tokenizer, head if config.reward_head else None)
+
+
+def load_layers(name: str, layers: int, dtype: torch.dtype, **hub: Any) -> Decoder:
+    """Load the first layers of a pretrained text model, with the weights that `load_backbone` gives them.
+
+    Args:
+        name: as `backbone.path`.
+        hub: `revision`, `token` and the like, as for any model on the hub.
+
+    Raises:
+        BackboneError: the model does not exist, is not supported, or has fewer layers.
+    """
+    if os.path.isabs(name) and not os.path.isdir(name):  # transformers would take it for a hub name
+        raise BackboneError(f"backbone {name!r}: there is no such folder")
+    with described(name, hint="", **hub) as (folder, full):
+        check_config(full)
+        text = text_config(full)
+        if layers > text.num_hidden_layers:
+            raise BackboneError(f"backbone {name!r} has {text.num_hidden_layers} layers, not {layers}")
+        text.dtype = dtype
+        full._attn_implementation = None  # which could be code on the hub
+        model, _ = _load_weights(folder, full, config=full, **hub)
+    return slice_layers(model, 0, layers) if is_packed(text) else model
 
 
 def has_reward_head(config: Any) -> bool:
@@ -79,15 +103,15 @@ def check_reward_head(config: BackboneConfig, full: Any) -> None:
         )
 
 
-def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
+def _load_weights(path: str, full: Any, **options: Any) -> tuple[Decoder, Tensor | None]:
     """Load the text model, and the head if the folder is a reward model's with one label."""
-    text = text_config(config)
-    scores = has_reward_head(config)
+    text = text_config(full)
+    scores = has_reward_head(full)
     auto_class = AutoModelForSequenceClassification if scores else AutoModel
-    whole = auto_class.from_pretrained(path, use_safetensors=True, dtype=text.dtype).eval()
+    whole = auto_class.from_pretrained(path, use_safetensors=True, dtype=text.dtype, **options).eval()
     head = getattr(whole, "score", None)
     model: Any = whole.base_model if scores else whole
-    if text is not config:
+    if text is not full:
         model = model.get_decoder()
         model = getattr(model, "model", model)  # without the vocabulary head that some composites have, as Llama 4
     model.config.dtype = text.dtype
@@ -100,7 +124,7 @@ def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
 
 def check_backbone(config: BackboneConfig) -> None:
     """Raise `BackboneError` if the backbone does not exist or is not supported; its weights are not read."""
-    with described(config) as (_, full):
+    with described(config.path) as (_, full):
         check_config(full)
         check_reward_head(config, full)
         resolve_branch_layer(config, text_config(full))
@@ -112,26 +136,27 @@ def branch_without_weights(config: BackboneConfig) -> Decoder:
     Raises:
         BackboneError: the backbone has no readable configuration, or the settings do not fit it.
     """
-    with described(config) as (_, full):
+    with described(config.path) as (_, full):
         text = text_config(full)
         whole = empty_part(text, resolve_num_layers(config, text))
     return split_layers(whole, resolve_branch_layer(config, text))[1]
 
 
 @contextlib.contextmanager
-def described(config: BackboneConfig) -> Iterator[tuple[str, Any]]:
+def described(
+    name: str, hint: str = "; give the folder or hub name of a Hugging Face decoder", **hub: Any
+) -> Iterator[tuple[str, Any]]:
     """Yield the backbone's path and configuration. Exceptions of transformers in the block become `BackboneError`s."""
-    path = backbone_folder(config.path)
+    path = backbone_folder(name)
     try:
-        yield path, AutoConfig.from_pretrained(path)
+        yield path, AutoConfig.from_pretrained(path, **hub)
     except BackboneError:
         raise
     except (ImportError, *_BAD_VALUES, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         # ImportError: an image model of another package, as in Gemma 3n
         known = isinstance(error, (ImportError, *_BAD_VALUES))
-        hint = "" if known else "; give the folder or hub name of a Hugging Face decoder"
-        raise BackboneError(f"backbone {path!r} cannot be loaded: {reason}{hint}") from None
+        raise BackboneError(f"backbone {path!r} cannot be loaded: {reason}{'' if known else hint}") from None
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:

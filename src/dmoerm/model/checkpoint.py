@@ -1,13 +1,16 @@
 """The checkpoint folder: saved completely or not at all, loaded without unpickling, shared on the Hugging Face hub.
 
+A checkpoint contains what was trained, and names its backbone, whose weights are loaded from there. A self-contained
+one (`save(…, backbone=True)`) also has the files that are marked with *.
+
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
 router/prompt_statistics.safetensors         means and covariances of prompts by task; see training_prompts.py
 model.safetensors                            router, heads, aggregators, calibration, posteriors
-trunk.safetensors                            the shared layers (absent with branch_layer 0)
+trunk.safetensors *                          the shared layers (absent with branch_layer 0)
 router/language_model.safetensors            of a router with its own language model
-general/branch.safetensors                   the general model's branch
+general/branch.safetensors *                 the general model's branch (without *, unless all tasks share it)
 tasks/<task>/branch.safetensors              a task's branch (absent if all share the general one)
 tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
 
@@ -19,13 +22,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -33,20 +38,24 @@ from transformers import PreTrainedModel
 from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
 from ..config import AggregatorConfig, EncodingConfig, LoRAConfig
-from ..errors import CheckpointError, ConfigError, shorten
+from ..errors import BackboneError, CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
-from .backbone import load_tokenizer
-from .configuration import read_config, stored_config
+from .backbone import BUNDLED, load_layers, load_tokenizer
+from .configuration import BackboneSource, DMoERMConfig, read_config, stored_config
 from .experts import read_adapter, write_adapter
-from .integrity import FILES, SUMS, TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
-from .layers import Decoder, join
+from .integrity import FILES, SUMS, TEXTS, check_files, check_sums, checked, read_tensors, write_sums, write_tensors
+from .layers import Decoder, join, split_layers
 from .loading import LoadOptions, as_dtype, dense_state, quantize
 from .mixture import Mixture
 from .training_prompts import PROMPTS_FILE, PromptStatistics, TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
+States = Mapping[str, Mapping[str, Tensor]]
+"""The name of a file of the checkpoint → the state of its part."""
 _NAMES_IN_CARD = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
+TRUNK, GENERAL = "trunk.safetensors", "general/branch.safetensors"
+_BACKBONE_HINT = "name its backbone with --backbone PATH (in Python backbone=PATH, elsewhere $DMOERM_BACKBONE)"
 _FOLDER_HINT = "give the folder that `train` wrote"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -58,6 +67,7 @@ def save(
     card: str | None = None,
     run_config: str | None = None,
     dtype: torch.dtype | str | None = None,
+    backbone: bool = False,
 ) -> None:
     """Write the checkpoint folder. If writing fails, `target` is unchanged.
 
@@ -65,6 +75,8 @@ def save(
         card, run_config: the texts of README.md and run.yaml; default: those that the model was loaded with, if any.
         dtype: precision of trunk, branches and the router's language model; default: as in memory, where trained
             weights are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
+        backbone: write the backbone's weights too. They are also written if the model was loaded from such a folder,
+            and if they differ from those of the backbone that the model names, as decoded or rounded weights do.
 
     Raises:
         ConfigError: the dtype is not supported.
@@ -79,6 +91,9 @@ def save(
             config = stored_config(model.config)
             if dtype is not None:
                 config.backbone = config.backbone | {"dtype": str(dtype).removeprefix("torch.")}
+            left_out = {} if backbone or not _is_unchanged(model, dtype) else pretrained_parts(model)
+            if not left_out:
+                config.backbone_source = None
             config.save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             for record in (model.training_prompts, model.prompt_statistics):
@@ -86,7 +101,9 @@ def save(
                     record.write(folder)
             write_tensors(small_state(model), folder / "model.safetensors")
             for path, part in _parts(model):
-                write_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
+                if path not in left_out:
+                    state = {name: tensor.to(dtype) for name, tensor in dense_state(part).items()}
+                    write_tensors(state, folder / path)
             for task in model.config.tasks:
                 experts = model.task_model(task).experts
                 for i, capability in enumerate(experts.capabilities if experts.branch is not None else ()):
@@ -108,30 +125,79 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     path = model_folder(str(path))
     folder = local_folder(path, options.hub)
     check_files(folder)
-    with sums_checked(folder) if options.check else contextlib.nullcontext():
-        model = _read(folder, model_class, options)
+    with contextlib.ExitStack() as checks:
+        if options.check:
+            checks.enter_context(checked(lambda: check_sums(folder)))
+        config = read_config(folder)
+        source = config.backbone_source or {"name": None, "digest": None}
+        backbone = options.backbone or source["name"]
+        pretrained = _read_backbone(folder, config, backbone, options.hub)
+        if pretrained and options.check:
+            checks.enter_context(checked(lambda: _check_digest(folder, backbone, source["digest"], pretrained)))
+        model = _read(folder, config, pretrained, model_class, options)
         options.check_config(folder)
     model.config.name_or_path = path  # TRL loads the tokenizer from there
+    model.backbone_name = backbone
     return model if options.device is None else model.to(options.device)  # pyright: ignore
 
 
-def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
-    config = read_config(folder)
+def _read_backbone(folder: Path, config: DMoERMConfig, name: str | None, hub: Mapping[str, Any]) -> States:
+    """Return file name → state of the parts that the folder lacks, from the backbone of that name.
+
+    Raises:
+        CheckpointError: there is no such backbone, or it has fewer layers.
+    """
+    if config.backbone_source is None or name is None:
+        return {}
+    source, layers, dtype = config.backbone_source, config.backbone["num_hidden_layers"], config.backbone["dtype"]
+    options = {option: hub[option] for option in ("token", "cache_dir", "local_files_only") if option in hub}
+    if name == source["name"] and source["revision"]:
+        options["revision"] = source["revision"]
+    try:
+        loaded = load_layers(name, layers, getattr(torch, dtype), **options)
+    except BackboneError as error:
+        raise CheckpointError(f"{folder}: {error}; {_BACKBONE_HINT}") from None
+    if os.path.isabs(source["name"]):  # a folder may have moved; the name of a hub or a package stays valid
+        config.backbone_source = named_backbone(name, source["digest"])
+    trunk, branch = split_layers(loaded, config.branch_layer)
+    parts = {TRUNK: trunk, GENERAL: branch if config.shared_branch else None}
+    return {file: part.state_dict() for file, part in parts.items() if part is not None}
+
+
+def _check_digest(folder: Path, name: str, expected: str, pretrained: States) -> None:
+    if (actual := state_digest(*pretrained.values())) != expected:
+        digests = f"digest {expected[:16]}, not {actual[:16]}"
+        reason = f"was trained on a backbone with other weights than {name!r} ({digests})"
+        raise CheckpointError(f"{folder}: {reason}; {_BACKBONE_HINT}")
+
+
+def _read(
+    folder: Path,
+    config: DMoERMConfig,
+    pretrained: States,
+    model_class: type[ModelT],
+    options: LoadOptions,
+) -> ModelT:
     try:
         with torch.device("meta"):  # weights take no memory until they are read
             model = model_class(config)
     except Exception as error:  # transformers raises many kinds for invalid backbone settings
         reason = f"is not a valid configuration: {shorten(str(error))}"
         raise CheckpointError(f"{folder / 'config.json'}: {reason}") from None
-    _fill(model, folder / "model.safetensors", small=True)
+    file = folder / "model.safetensors"
+    _fill(model, read_tensors(file, aligned=True), file, small=True)
     for name, part in _parts(model):
-        _fill(part, folder / name)
+        if name in pretrained:
+            _fill(part, pretrained[name], f"{folder}: the backbone")
+        else:
+            _fill(part, read_tensors(folder / name), folder / name)
     if options.quantization != "none":
         if not config.shared_branch or config.router_kind == "own":
             raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
         _convert(model, options.dtype)
         quantized: Any = (model.trunk, model.general.branch)
         quantize(quantized, options.quantization, options.device or torch.device("cpu"))
+        config.backbone_source = None  # decoded weights are not the backbone's
     for task in config.tasks:
         if (experts := model.task_model(task).experts).branch is not None:
             # only now, when the branch has its final weights, which the LoRA layers share
@@ -153,16 +219,15 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     return with_tokenizer(model, tokenizer).eval()
 
 
-def _fill(module: nn.Module, file: Path, *, small: bool = False) -> None:
-    """Set a module's weights to those of a file; `small`: all but the large parts, see `small_state`."""
-    state = read_tensors(file, aligned=small)
+def _fill(module: nn.Module, state: Mapping[str, Tensor], source: Path | str, *, small: bool = False) -> None:
+    """Set a module's weights to the state of a source; `small`: all but the large parts, see `small_state`."""
     expected = small_state(module) if small else module.state_dict()
     if wrong := sorted(set(expected) ^ set(state)):
-        raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
+        raise CheckpointError(f"{source}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:
         module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+        raise CheckpointError(f"{source}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
 def _convert(model: Mixture, dtype: torch.dtype | None) -> None:
@@ -203,13 +268,47 @@ def small_state(model: nn.Module) -> dict[str, Tensor]:
 def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
     """Yield file name and module of each large part, without the experts' LoRA."""
     if model.trunk is not None:
-        yield "trunk.safetensors", model.trunk
+        yield TRUNK, model.trunk
     if model.router.language_model is not None:
         yield "router/language_model.safetensors", model.router.language_model
-    yield "general/branch.safetensors", model.general.branch
+    yield GENERAL, model.general.branch
     if not model.config.shared_branch:
         for task in model.config.tasks:
             yield f"tasks/{folder_name(task)}/branch.safetensors", model.task_model(task).base.branch
+
+
+def pretrained_parts(model: Mixture) -> dict[str, nn.Module]:
+    """Return file name → part of the parts that training leaves as the backbone has them."""
+    names = {TRUNK, GENERAL} if model.config.shared_branch else {TRUNK}
+    return {name: part for name, part in _parts(model) if name in names}
+
+
+def named_backbone(name: str, digest: str) -> dict[str, Any]:
+    """Return the fields of a `BackboneSource`: a folder with its absolute path, a name on the hub with its commit."""
+    revision = None
+    if name != BUNDLED and os.path.isdir(name):
+        name = os.path.abspath(name)
+    elif isinstance(file := try_to_load_from_cache(name, "config.json"), str):
+        revision = Path(file).parent.name
+    return BackboneSource(name=name, revision=revision, digest=digest).model_dump()
+
+
+def name_backbone(model: Mixture, name: str) -> None:
+    """Let checkpoints of a model name its backbone in place of containing it, if training leaves a part of it as it is.
+
+    `name` is `backbone.path`, from which the model has its weights.
+    """
+    if parts := pretrained_parts(model):
+        digest = state_digest(*(part.state_dict() for part in parts.values()))
+        model.config.backbone_source = named_backbone(name, digest)
+
+
+def _is_unchanged(model: Mixture, dtype: torch.dtype | None) -> bool:
+    """Return whether the pretrained parts, saved in a dtype, are those of the backbone that the model names."""
+    source = model.config.backbone_source
+    if source is None or dtype not in (None, as_dtype(model.config.backbone["dtype"])):
+        return False
+    return state_digest(*(part.state_dict() for part in pretrained_parts(model).values())) == source["digest"]
 
 
 def _expert_path(task: str, capability: str) -> str:
@@ -311,13 +410,21 @@ def _reason(error: Exception) -> str:
 
 
 def digest(*parts: nn.Module | None) -> str:
-    """Return a digest of all weights of the parts, with their names, dtypes and shapes."""
-    result = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(part.state_dict().items()) if part is not None else ():
-            result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return result.hexdigest()[:16]
+    """Return the first 16 digits of the digest of all weights of the parts."""
+    return state_digest(*(part.state_dict() for part in parts if part is not None))[:16]
+
+
+def state_digest(*states: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of all tensors with their names, dtypes and shapes; threads share the work."""
+
+    def line(named: tuple[str, Tensor]) -> str:
+        name, tensor = named
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        return f"{hashlib.sha256(content).hexdigest()} {name} {tensor.dtype} {tuple(tensor.shape)}\n"
+
+    with ThreadPoolExecutor() as pool:
+        lines = pool.map(line, (named for state in states for named in sorted(state.items())))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_same_trunk(model: Mixture, other: Mixture, names: tuple[str, str]) -> None:

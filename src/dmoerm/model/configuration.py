@@ -1,7 +1,8 @@
 """config.json: the configuration of a DMoERM with the history of its changes, and the checks on reading it.
 
 A checkpoint may come from anywhere. `read_config` accepts only the fields named here, with the right types and with
-sizes that fit the checkpoint's files, so no setting can make transformers download or run anything.
+sizes that fit the checkpoint's files, so no setting can make transformers run anything, and only the name of the
+backbone can make it download something: safetensors files.
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ class ModelChange(BaseModel):
         return ", ".join([*parts, *([f"settings {_code(settings)}"] if settings else [])])
 
 
+class BackboneSource(BaseModel):
+    """Where the backbone of a checkpoint is that contains only what was trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1, max_length=4096)  # `smollm2`, a hub name, or the absolute path of a folder
+    revision: str | None = None  # the commit on the hub
+    digest: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights in use; see `checkpoint.digest`
+
+
 class _StoredConfig(BaseModel):
     """The fields of config.json that are read. Fields of transformers' base class are ignored; others are refused."""
 
@@ -83,6 +93,7 @@ class _StoredConfig(BaseModel):
     lora: dict[str, Any] = {}
     aggregator: dict[str, Any] = {}
     history: list[ModelChange] = Field(default=[], max_length=4096)
+    backbone_source: BackboneSource | None = None
 
 
 # What transformers and other tools write besides the fields of `_StoredConfig`; a checkpoint's code is never run.
@@ -110,6 +121,7 @@ class DMoERMConfig(PretrainedConfig):
         lora: dict[str, Any]  # of `LoRAConfig`
         aggregator: dict[str, Any]  # of `AggregatorConfig`
         history: list[dict[str, Any]]  # the changes since training, each as the fields of a `ModelChange`
+        backbone_source: dict[str, Any] | None  # the fields of a `BackboneSource`; None: all weights are in the folder
 
     def __init__(self, **settings: Any) -> None:
         given = {name: settings.pop(name, None) for name in _StoredConfig.model_fields}
@@ -124,6 +136,13 @@ class DMoERMConfig(PretrainedConfig):
         self.history = [dict(change) for change in self.history]
         self.pad_token_id = settings.pop("pad_token_id", None)  # the tokenizer's, for tools that pad batches
         super().__init__(**{"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | settings)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """Make a configuration of settings; `backbone=PATH` of the auto classes is an option and not that setting."""
+        path = {name: options.pop(name) for name in ("backbone",) if isinstance(options.get(name), str | Path)}
+        made: Any = super().from_dict(config_dict, **options)
+        return (made[0], made[1] | path) if options.get("return_unused_kwargs") else made
 
     @property
     def backbone_config(self) -> PretrainedConfig:
@@ -152,8 +171,9 @@ class DMoERMConfig(PretrainedConfig):
 
 
 def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Return a backbone's configuration as a dict; sizes have their common names too, such as `hidden_size`."""
-    return config.to_dict() | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
+    """Return a backbone's configuration without its path; sizes have their common names too, such as `hidden_size`."""
+    settings = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return settings | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
 
 
 def stored_config(config: PretrainedConfig) -> DMoERMConfig:
@@ -218,9 +238,15 @@ def _check_backbone(folder: Path, stored: _StoredConfig) -> None:
     if not isinstance(layers, int) or not stored.branch_layer < layers:
         split = f"{shorten(layers)} layers, split at layer {stored.branch_layer}"
         raise ValueError(f"backbone.num_hidden_layers: {split}")
+    if layers * (1 + len(stored.tasks)) > _MAX_LAYERS:
+        raise ValueError(f"backbone.num_hidden_layers: {layers} layers for {len(stored.tasks)} tasks are too many")
+    if stored.backbone_source is not None:  # whose layers are counted when it is loaded
+        if (dtype := stored.backbone.get("dtype")) not in ("float32", "bfloat16"):
+            raise ValueError(f"backbone.dtype: {shorten(dtype)} is not float32 or bfloat16")
+        return
     parts = ["general/branch.safetensors", *(["trunk.safetensors"] if stored.branch_layer else [])]
     tensors = sum(count_tensors(folder / part) for part in parts)
-    if layers > tensors or layers * (1 + len(stored.tasks)) > _MAX_LAYERS:
+    if layers > tensors:
         raise ValueError(f"backbone.num_hidden_layers: {layers} layers, but only {tensors} tensors are stored")
 
 

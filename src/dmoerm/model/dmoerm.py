@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..chat.encoding import Encoded
 from ..chat.rendered import Transcript
-from ..errors import ConfigError, shorten
+from ..errors import CheckpointError, ConfigError, shorten
 from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_weights
 from . import checkpoint
@@ -253,22 +253,35 @@ class DMoERM(Mixture):
         card: str | None = None,
         run_config: str | None = None,
         dtype: torch.dtype | str | None = None,
+        backbone: bool = False,
         **_: Any,
     ) -> None:
         """Write the model folder by `checkpoint.save`; transformers' other options have no effect."""
-        checkpoint.save(self, Path(save_directory), card=card, run_config=run_config, dtype=dtype)
+        folder = Path(save_directory)
+        checkpoint.save(self, folder, card=card, run_config=run_config, dtype=dtype, backbone=backbone)
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, repo_id: str, *, commit_message: str | None = None, **options: Any
+        self, repo_id: str, *, commit_message: str | None = None, backbone: bool = False, **options: Any
     ) -> str:
         """Upload the model as one commit and return the commit's URL; its card then loads the model from there.
 
-        The options are `private`, `revision` and `token`; they and the errors are those of `checkpoint.upload`.
+        The other options are `private`, `revision` and `token`, as for `checkpoint.upload`.
+
+        Args:
+            backbone: upload the backbone's weights too.
+
+        Raises:
+            CheckpointError: the backbone is a folder, which others lack; and as `checkpoint.upload`.
         """
+        source = self.config.backbone_source
+        if source is not None and os.path.isabs(source["name"]) and not backbone:
+            reason = f"the model's backbone is a folder of this machine, {source['name']}"
+            hint = "upload its weights too, with --full (in Python backbone=True)"
+            raise CheckpointError(f"{repo_id}: {reason}; {hint}")
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory) / "model"
             card = self.texts.get("README.md")
-            self.save_pretrained(folder, card=card and checkpoint.rename_card(card, repo_id))
+            self.save_pretrained(folder, card=card and checkpoint.rename_card(card, repo_id), backbone=backbone)
             return checkpoint.upload(folder, repo_id, message=commit_message, **options)
 
     @classmethod
@@ -280,12 +293,15 @@ class DMoERM(Mixture):
             options: `dtype` (or `torch_dtype`): precision of trunk and branches; default: as saved.
                 `device_map`: the one device of the whole model; "auto" is the GPU if there is one.
                 `quantization="4bit"` or `"8bit"`: hold the layers of a `base: frozen` model in 4 or 8 bits.
-                `check=False`: do not compare the files with their checksums.
+                `backbone=PATH`: the folder or hub name of the backbone, if it is not where the checkpoint names it;
+                default: the environment variable DMOERM_BACKBONE. A self-contained checkpoint needs none.
+                `check=False`: do not compare the files with their checksums, nor the backbone with its digest.
                 `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`: as for any model on the hub.
 
         Raises:
             ConfigError: an option is unknown, or a DMoERM does not support it.
-            CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
+            CheckpointError: the model or its backbone does not exist, a file is missing, truncated, changed or foreign,
+                or the backbone has other weights than in training.
         """
         if model_args:
             raise ConfigError(f"from_pretrained: takes options by name only (got {shorten(model_args[0])})")

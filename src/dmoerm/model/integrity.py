@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -138,20 +138,20 @@ def write_sums(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def sums_checked(folder: Path) -> Iterator[None]:
-    """Run `check_sums` on another core while the block reads the files.
+def checked(check: Callable[[], None]) -> Iterator[None]:
+    """Run a check on another core while the block uses what it checks.
 
-    If both fail, raise the error of `check_sums`: it is the cause of the block's.
+    If both fail, raise the error of the check: it is the cause of the block's.
     """
     with ThreadPoolExecutor(1) as pool:
-        check = pool.submit(check_sums, folder)
+        running = pool.submit(check)
         try:
             yield
         except Exception:
-            if (error := check.exception()) is not None:
+            if (error := running.exception()) is not None:
                 raise error from None
             raise
-        check.result()
+        running.result()
 
 
 def check_sums(folder: Path) -> None:

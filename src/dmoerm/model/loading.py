@@ -23,7 +23,8 @@ from .configuration import DMoERMConfig
 from .layers import Decoder
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-_SUPPORTED = ("dtype", "torch_dtype", "device_map", "quantization", "check", *_HUB)
+_SUPPORTED = ("dtype", "torch_dtype", "device_map", "quantization", "backbone", "check", *_HUB)
+BACKBONE_VARIABLE = "DMOERM_BACKBONE"
 _FROM_AUTO = ("adapter_kwargs", "config", "_from_auto", "_from_pipeline", "_commit_hash")  # transformers adds them
 # Options with the values that we accept.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -69,7 +70,8 @@ class LoadOptions:
     dtype: torch.dtype | None = None  # precision of trunk and branches; default: as saved
     device: torch.device | None = None  # of the whole model; default: the CPU
     quantization: str = "none"  # `8bit` or `4bit` hold frozen linear layers in 8 or 4 bits
-    check: bool = True  # compare the files with SHA256SUMS, if the folder has it
+    backbone: str | None = None  # where the backbone is; default: where the checkpoint names it
+    check: bool = True  # compare the files with SHA256SUMS, if the folder has it, and the backbone with its digest
     hub: Mapping[str, Any] = field(default_factory=dict)  # see `checkpoint.download`
     config: DMoERMConfig | None = None  # what the auto class read, with the caller's changes
 
@@ -112,7 +114,15 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
     if problems:
         raise ConfigError(f"from_pretrained: {'; '.join(problems)}")
     hub = {name: given[name] for name in _HUB if name in given}
-    return LoadOptions(dtype, device, given.get("quantization", "none"), bool(given.get("check", True)), hub, config)
+    return LoadOptions(
+        dtype,
+        device,
+        given.get("quantization", "none"),
+        str(given.get("backbone") or os.environ.get(BACKBONE_VARIABLE) or "") or None,
+        bool(given.get("check", True)),
+        hub,
+        config,
+    )
 
 
 def as_dtype(value: Any) -> torch.dtype | None:

@@ -180,7 +180,7 @@ def survey(config: BackboneConfig, tasks: int = 5) -> Survey:
     Raises:
         BackboneError: the backbone has no readable configuration, or the settings do not fit it.
     """
-    with described(config) as (_, full):
+    with described(config.path) as (_, full):
         text = text_config(full)
         kind, composite = text.model_type, full.model_type if text is not full else None
         if refusal := refused_reason(full):

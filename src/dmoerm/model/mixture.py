@@ -171,6 +171,7 @@ class Mixture(PreTrainedModel):
         self.texts: dict[str, str] = {}  # file name → text of the model card and the run's settings
         self.training_prompts: TrainingPrompts | None = None  # None if they are unknown
         self.prompt_statistics: PromptStatistics | None = None  # by task
+        self.backbone_name: str | None = None  # where a checkpoint's backbone was loaded from, or would be
         backbone = config.backbone_config
         self.trunk, branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)
         language_model = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None

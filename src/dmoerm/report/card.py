@@ -31,14 +31,19 @@ def write_card(model_dir: str | Path, results: Results) -> None:
     folder = Path(model_dir)
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tasks = dict(settings["tasks"])
+        tasks, source = dict(settings["tasks"]), settings.get("backbone_source")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a dmoerm checkpoint, so no model card is written ({error})") from None
-    write_file(folder / "README.md", card(results, tasks))
+    write_file(folder / "README.md", card(results, tasks, source))
 
 
-def card(results: Results, tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return the card's text. `tasks`: task → its capabilities."""
+def card(results: Results, tasks: Mapping[str, Sequence[str]], source: Mapping[str, str] | None = None) -> str:
+    """Return the card's text.
+
+    Args:
+        tasks: task → its capabilities.
+        source: the backbone that the checkpoint names in place of containing it, as in config.json.
+    """
     environment = template_environment(autoescape=False, finalize=escape_markdown)
     environment.filters |= {"file_name": _file_name, "code": lambda text: Markup("`" + text.replace("`", "'") + "`")}
     columns = [*results.accuracy.values(), *results.paired.values()]
@@ -46,6 +51,7 @@ def card(results: Results, tasks: Mapping[str, Sequence[str]]) -> str:
     return environment.get_template("card.md").render(
         results=results,
         tasks=tasks,
+        source=source,
         header=[*results.accuracy, *results.paired],
         rows=[(name, pairs, [column[name].percent for column in columns]) for name, pairs in sizes.items()],
         config=results.config,

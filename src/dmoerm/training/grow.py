@@ -57,13 +57,14 @@ _SOURCES = (
 # --- changes that train -----------------------------------------------------------------------------------------------
 
 
-def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path) -> DMoERM:
+def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, backbone: str | None = None) -> DMoERM:
     """Add a task to a trained model: its branch, experts, aggregator and calibration, and its row of the router.
 
     Args:
         folder: the model's folder.
         overrides: settings `a.b=value` that differ from the model's run.yaml; the data are not taken from there.
         target: the folder of the changed model, which may be `folder`; it is written completely or not at all.
+        backbone: see `DMoERM.from_pretrained`.
 
     Returns:
         The changed model.
@@ -77,7 +78,7 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path) ->
         check_name("task", task)
     except ValueError as error:
         raise ConfigError(f"--task: {error}") from None
-    model = _load(folder)
+    model = _load(folder, backbone)
     if task in model.config.tasks:
         raise ConfigError(f"--task {task}: the model has this task; remove it first to train it again")
     known_statistics(model, str(folder))
@@ -106,12 +107,18 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path) ->
 
 
 def change_capability(
-    folder: Path, task: str, capability: str, change: CapabilityChange, overrides: Sequence[str], target: Path
+    folder: Path,
+    task: str,
+    capability: str,
+    change: CapabilityChange,
+    overrides: Sequence[str],
+    target: Path,
+    backbone: str | None = None,
 ) -> DMoERM:
     """Add, retrain or remove one expert of a task, and fit the task's aggregator and calibration again.
 
     Args:
-        folder, target: see `add_task`.
+        folder, target, backbone: see `add_task`.
         overrides: settings that differ from the model's run.yaml, whose data are read if the overrides name no other.
 
     Returns:
@@ -122,7 +129,7 @@ def change_capability(
         ConfigError: the capability exists already, or does not exist; or the model's heads are soft (`Routing.soft`).
         CheckpointError: see `add_task`.
     """
-    model = _load(folder)
+    model = _load(folder, backbone)
     if model.routing.soft:
         raise ConfigError(
             f"{folder}: its kinds of prompts overlap, so that each task's heads were fitted to all prompts; train "
@@ -159,12 +166,12 @@ def change_capability(
     return _run(folder, target, model, config, data, grow, entry)
 
 
-def _load(folder: Path) -> DMoERM:
+def _load(folder: Path, backbone: str | None) -> DMoERM:
     if world_size() > 1:
         raise ConfigError("a model is changed by one process; start the command without accelerate launch")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: is not a model's folder; give the folder that `train` wrote")
-    return DMoERM.from_pretrained(folder, device_map=default_device())
+    return DMoERM.from_pretrained(folder, device_map=default_device(), backbone=backbone)
 
 
 def changed_config(folder: Path, model: DMoERM, resets: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -208,14 +215,14 @@ def _pretrained_branch(config: Config, model: DMoERM) -> Any:
     """Return the pretrained backbone's branch. Raise `CheckpointError` if its trunk is not the model's."""
     dtype = str(next(model.parameters() if model.trunk is None else model.trunk.parameters()).dtype)
     kept = {"auto", "float32", "bfloat16"} & {dtype.removeprefix("torch.")} or {config.backbone.dtype}
-    backbone = load_backbone(changed(config, {"backbone.dtype": kept.pop()}).backbone).model
+    path = model.backbone_name or config.backbone.path
+    backbone = load_backbone(changed(config, {"backbone.dtype": kept.pop(), "backbone.path": path}).backbone).model
     trunk, branch = split_layers(backbone.requires_grad_(False), model.config.branch_layer)
     if trunk is not None and model.trunk is not None:
         state = {name: tensor.cpu() for name, tensor in model.trunk.state_dict().items()}
         if not all(torch.equal(tensor, state[name]) for name, tensor in trunk.state_dict().items()):
-            raise CheckpointError(
-                f"{config.backbone.path}: is not the backbone whose layers the model has as its trunk"
-            )
+            hint = "name that one with --backbone PATH"
+            raise CheckpointError(f"{path}: is not the backbone whose layers the model has as its trunk; {hint}")
     return branch
 
 
@@ -308,11 +315,11 @@ def _run(
     return model
 
 
-def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange]) -> None:
+def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange], backbone: bool = False) -> None:
     """Write a changed model with the changes in its config.json and its card; completely or not at all."""
     model.config.history = [*model.config.history, *(change.model_dump(exclude_none=True) for change in changes)]
     card = with_changes(model.texts.get("README.md", ""), model.config.history)
-    model.requires_grad_(False).eval().save_pretrained(target, card=card)
+    model.requires_grad_(False).eval().save_pretrained(target, card=card, backbone=backbone)
 
 
 # --- changes without training -----------------------------------------------------------------------------------------
@@ -330,10 +337,16 @@ def remove_tasks(model: DMoERM, tasks: Sequence[str], target: Path) -> None:
     save_changed(model, target, [ModelChange(change="remove", task=task) for task in tasks])
 
 
-def export_tasks(model: DMoERM, tasks: Sequence[str], target: Path) -> None:
-    """Write a model with these tasks alone; raises as `remove_tasks`."""
+def export_tasks(model: DMoERM, tasks: Sequence[str], target: Path, backbone: bool = False) -> None:
+    """Write a model with these tasks alone, or with all tasks if none is named; raises as `remove_tasks`.
+
+    Args:
+        backbone: write the backbone's weights too.
+    """
+    if not tasks:
+        return model.save_pretrained(target, backbone=backbone)
     _keep(model, tasks, tasks)
-    save_changed(model, target, [ModelChange(change="export", task=task) for task in tasks])
+    return save_changed(model, target, [ModelChange(change="export", task=task) for task in tasks], backbone)
 
 
 def _keep(model: DMoERM, named: Sequence[str], kept: Sequence[str]) -> None:

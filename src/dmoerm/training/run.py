@@ -30,7 +30,7 @@ from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import branch_without_weights, check_backbone, load_backbone, resolve_branch_layer
-from ..model.checkpoint import with_tokenizer
+from ..model.checkpoint import name_backbone, with_tokenizer
 from ..model.configuration import FORMAT_VERSION, backbone_settings
 from ..model.experts import check_targets, lora_targets
 from ..model.layers import split_layers
@@ -352,9 +352,11 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     )
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
+    model.general.branch = branch
     if config.backbone.quantization != "none":
         quantize((model.trunk, branch), config.backbone.quantization, device())
-    model.general.branch = branch
+    elif is_main():  # which saves the model
+        name_backbone(model, config.backbone.path)
     if start is not None:  # the general model scores as the reward model that is its backbone
         model.general.head.start_from(start)
     if sharded():  # the other processes get the weights with the shards
