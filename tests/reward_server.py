@@ -34,7 +34,8 @@ def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
         return Score(MIN_REWARD, task, route, {}, None, 1.5)
     letters = float(response.lower().count("t"))
     first, second = TASKS[task]
-    return Score(letters, task, route, {first: letters / 2, second: len(response) / 100}, 0.5, 1.5)
+    parts = {first: letters / 2, second: 0.0, "per_task": letters / 2}
+    return Score(letters, task, route, {first: letters / 2, second: len(response) / 100}, 0.5, 1.5, contributions=parts)
 
 
 class ByRule:

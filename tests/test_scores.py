@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
+from dmoerm.names import BASE_SCORES
 from dmoerm.scores import (
     MAX_WEIGHT,
     MIN_REWARD,
@@ -104,24 +105,27 @@ def test_arguments_of_another_type_are_a_data_error(prompt, responses, field):
         {"chat": ["wit", "tone"], "qa": ["wit"]},
         {"a": ["b/c"], "a/b": ["c"], "a%2Fb": ["c"]},
         {"task": ["qa", "wit"], "qa": ["task"], "%task": ["qa"]},
+        {"contribution": ["task", "task/a"], "task": ["contribution", "a"], "contribution/task": ["a"]},
     ],
 )
 def test_no_two_log_columns_are_the_same(tasks):
     samples = [(task, name) for task, names in tasks.items() for name in names]
     scores = [
-        Score(reward=0.0, task=task, route={}, capabilities={name: 1.0 + i}, uncertainty=None, temperature=1.0)
+        Score(0.0, task, {}, {name: 2.0 + i}, None, 1.0, contributions={name: -1.0 - i, "general": 99.0})
         for i, (task, name) in enumerate(samples)
     ]
     columns = log_columns(scores, tasks)
-    assert len(columns) == 3 + len(tasks) + len(samples)
+    assert len(columns) == 3 + len(tasks) + 2 * len(samples) + len(BASE_SCORES)
     for i in range(len(samples)):
-        assert sorted(values[i] for values in columns.values() if values[i]) == sorted([1.0, 1.0 + i])
+        assert sorted(values[i] for values in columns.values() if values[i]) == [-1.0 - i, 1.0, 2.0 + i, 99.0]
 
 
 def test_log_columns_of_plain_names():
-    score = Score(reward=0.0, task="chat", route={}, capabilities={"wit": 2.0}, uncertainty=0.5, temperature=1.0)
+    score = Score(0.0, "chat", {}, {"wit": 2.0}, 0.5, 1.0, contributions={"wit": 0.3, "per_task": -0.3})
     expected = {"has_uncertainty": 1.0, "uncertainty": 0.5, "truncated": 0.0}
-    expected |= {"task/chat": 1.0, "task/a%2Fb": 0.0, "chat/wit": 2.0}
+    expected |= {"task/chat": 1.0, "task/a%2Fb": 0.0, "chat/wit": 2.0, "contribution/chat/wit": 0.3}
+    expected |= {"contribution/per_task": -0.3, "contribution/general": 0.0}
+    expected |= {"contribution/all_labels": 0.0, "contribution/other_tasks": 0.0}
     assert log_columns([score], {"chat": ["wit"], "a/b": []}) == {name: [value] for name, value in expected.items()}
 
 
@@ -134,7 +138,8 @@ TASKS = {"chat": ["wit", "tone"], "qa": ["logic"], "bare": []}
 
 
 def rated(value: float, capabilities: dict[str, float]) -> Score:
-    return Score(bound_reward(value), "chat", {"chat": 1.0}, capabilities, 0.5, 1.5)
+    parts = {**dict.fromkeys(capabilities, 0.0), "per_task": value}
+    return Score(bound_reward(value), "chat", {"chat": 1.0}, capabilities, 0.5, 1.5, contributions=parts)
 
 
 @given(VALUES, CAPABILITIES, WEIGHTS)
@@ -144,7 +149,18 @@ def test_a_weight_adds_its_share_of_the_capability_and_changes_nothing_else(valu
     shift = sum((weight - 1) * capabilities[name] for name, weight in weights.items()) / 3
     assert unbound_reward(score.reward) == pytest.approx(value + shift, rel=1e-6, abs=1e-9)
     assert MIN_REWARD < np.float32(score.reward) < -MIN_REWARD
-    assert replace(score, reward=0.0) == replace(plain, reward=0.0)
+    assert math.fsum(score.contributions.values()) == pytest.approx(value + shift, rel=1e-6, abs=1e-9)
+    assert replace(score, reward=0.0, contributions={}) == replace(plain, reward=0.0, contributions={})
+
+
+def test_the_advantage_is_by_size_and_sums_to_the_difference():
+    parts = {"wit": 0.5, "tone": -0.75, "per_task": 0.0}, {"wit": 0.25, "per_task": -1.0, "other_tasks": 0.125}
+    first, second = (Score(sum(p.values()), "chat", {}, {}, None, 1.0, contributions=p) for p in parts)
+    found = first.advantage(second)
+    assert list(found.items()) == [("per_task", 1.0), ("tone", -0.75), ("wit", 0.25), ("other_tasks", -0.125)]
+    assert sum(found.values()) == first.reward - second.reward
+    empty = Score(MIN_REWARD, "chat", {}, {}, None, 1.0)
+    assert first.advantage(empty) == empty.advantage(first) == {}
 
 
 def test_weights_have_no_effect_without_capability_scores():

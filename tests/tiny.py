@@ -197,6 +197,7 @@ def assert_same(actual: Sequence[Score], expected: Sequence[Score], tolerance: f
         assert score.task == other.task
         assert score.reward == pytest.approx(other.reward, **close)
         assert score.capabilities == pytest.approx(other.capabilities, **close)
+        assert score.contributions == pytest.approx(other.contributions, **close)
         assert score.route == pytest.approx(other.route, **close)
         assert score.uncertainty == (
             other.uncertainty if other.uncertainty is None else pytest.approx(other.uncertainty, **close)

@@ -14,8 +14,10 @@ ONE_TASK = "all_prompts"
 """The task of all prompts if the data names no task."""
 RESERVED_TASKS = ("mean", "mean_human")
 """Names that results use beside those of the tasks."""
-RESERVED_CAPABILITIES = ("overall", "general", "per_task", "all_labels")
-"""Names of the overall preference and of scores that a task has beside those of its capabilities."""
+BASE_SCORES = ("per_task", "all_labels", "general", "other_tasks")
+"""Names of what contributes to a reward besides the scores of capabilities; see `Score.contributions`."""
+RESERVED_CAPABILITIES = ("overall", *BASE_SCORES)
+"""The name of the overall preference, and those of scores that a task has besides the capabilities' ones."""
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _MAX_PLAIN, _MAX_SLUG, _DIGEST = 200, 40, 12

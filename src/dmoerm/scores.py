@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Protocol
 
 from .errors import DataError
-from .names import qualified_name
+from .names import BASE_SCORES, qualified_name
 from .schema import Prompt, PromptInput, Query, parse_query
 
 MIN_REWARD = -20.0
@@ -74,6 +74,11 @@ class Score:
             which pairs are ordered wrongly. None for an empty response and for a model without a posterior.
         temperature: σ((a − b) / temperature) is the probability that a is better than b, for unbounded rewards a and b.
         truncated: the prompt or the response was longer than the model reads, and part of it did not count.
+        contributions: score → its part of the reward, relative to an average response to the task; they sum to the
+            unbounded reward (see `unbound_reward`). The scores are those of the task's capabilities; `per_task`, the
+            task's own model of overall labels; `all_labels`, its head on all labels; `general`, the general model; and
+            `other_tasks`, the other tasks' models where models are mixed. A score without weight has exactly 0. Empty
+            for an empty response, and for the paper's aggregator of more than 10 capabilities (docs/training.md).
     """
 
     reward: float
@@ -83,6 +88,7 @@ class Score:
     uncertainty: float | None
     temperature: float
     truncated: bool = False
+    contributions: dict[str, float] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -96,17 +102,30 @@ class Score:
         margin = unbound_reward(self.reward) - unbound_reward(other.reward)
         return 0.5 + 0.5 * math.tanh(margin / self.temperature / 2)  # σ without overflow
 
+    def advantage(self, other: Score) -> dict[str, float]:
+        """Return score → how much more it contributes than to the other response to the same prompt, largest first.
+
+        The values sum to the difference of the unbounded rewards. Empty if either has no contributions.
+        """
+        if not (self.contributions and other.contributions):
+            return {}
+        names = {**self.contributions, **other.contributions}
+        gains = {name: self.contributions.get(name, 0.0) - other.contributions.get(name, 0.0) for name in names}
+        return dict(sorted(gains.items(), key=lambda item: -abs(item[1])))
+
     def reweighted(self, weights: Weights) -> Score:
-        """Return the score with its reward under other weights of the capabilities; all else stays the same.
+        """Return the score with its reward and contributions under other weights; all else stays the same.
 
         A weight of 1 leaves a capability's share as the aggregator learned it; each unit more adds 1/k of the
         capability's score. Names that the task does not have are ignored; see `check_weights`.
         """
-        shifts = [(float(weights[name]) - 1) * c for name, c in self.capabilities.items() if weights.get(name, 1) != 1]
-        if not shifts:
+        share, changed = 1 / max(len(self.capabilities), 1), [n for n in self.capabilities if weights.get(n, 1) != 1]
+        if not changed:
             return self
-        reward = unbound_reward(self.reward) + sum(shifts) / len(self.capabilities)
-        return replace(self, reward=bound_reward(reward))
+        shifts = {name: share * (float(weights[name]) - 1) * self.capabilities[name] for name in changed}
+        reward = unbound_reward(self.reward) + sum(shifts.values())
+        known = {name: value + shifts.get(name, 0.0) for name, value in self.contributions.items()}
+        return replace(self, reward=bound_reward(reward), contributions=known)
 
 
 def adjusted(scores: Iterable[list[Score]], weights: Weights | None = None) -> Iterator[list[Score]]:
@@ -154,9 +173,11 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
     """Return name → one number per score; the same names for every batch, since trainers join batches.
 
     `has_uncertainty`, 1 where the score has one; `uncertainty`; `truncated`, 1 where part of the text did not count;
-    `task/NAME`, 1 where `Score.task` is that task; `NAME/CAPABILITY`, the capability's score. In names, `%` and `/` are
-    escaped as in a URL. If a task is called `task` and a capability of it is called like a task, its column begins with
-    `%`, so that no two columns are the same.
+    `task/NAME`, 1 where `Score.task` is that task; `NAME/CAPABILITY`, the capability's score;
+    `contribution/NAME/CAPABILITY`, its contribution to the reward, and `contribution/SCORE` the other scores' ones,
+    such as `contribution/per_task` (see `Score.contributions`). In names, `%` and `/` are escaped as in a URL. If a
+    task is called `task` and a capability of it is called like a task, its column begins with `%`, so that no two
+    columns are the same.
 
     A value that a score does not have is 0: OpenRLHF and verl require the same names for every response and average
     whole columns, where a NaN would hide the other values. The mean over the scores that have an uncertainty is the
@@ -167,6 +188,8 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
     reserved = set(task_columns.values())
     names = [_capability_column(task, name, reserved) for task, capabilities in tasks.items() for name in capabilities]
     names = ["has_uncertainty", "uncertainty", "truncated", *task_columns.values(), *names]
+    names += [contribution_name(task, name) for task, capabilities in tasks.items() for name in capabilities]
+    names += [contribution_name("", name) for name in BASE_SCORES]
     columns = {name: [0.0] * len(scores) for name in names}
     for index, score in enumerate(scores):
         values = {"has_uncertainty": float(score.uncertainty is not None), "truncated": float(score.truncated)}
@@ -175,9 +198,15 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
             values[task_columns[score.task]] = 1.0
             for name, value in score.capabilities.items():
                 values[_capability_column(score.task, name, reserved)] = value
+        values |= {contribution_name(score.task, name): value for name, value in score.contributions.items()}
         for name, value in values.items():
             columns[name][index] = value
     return columns
+
+
+def contribution_name(task: str | None, name: str) -> str:
+    """Return the name under which trainers log a contribution; see `log_columns`."""
+    return qualified_name("contribution", *([] if task is None or name in BASE_SCORES else [task]), name)
 
 
 def _capability_column(task: str, capability: str, reserved: Set[str]) -> str:

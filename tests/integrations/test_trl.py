@@ -56,11 +56,16 @@ def test_what_is_logged():
     assert means["task/chitchat"] == pytest.approx(3 / 4)
     assert means["task/objective_qa"] == pytest.approx(1 / 4)
     assert (means["uncertainty"], means["truncated"]) == (0.5, 0.0)
+    # halves of the rewards 2, 1 and 4; an empty response has no contributions
+    assert (means["contribution/chitchat/empathy"], means["contribution/objective_qa/correctness"]) == (1.5, 0.5)
+    assert means["contribution/per_task"] == pytest.approx(3.5 / 3)
     assert logged.extra["rm/task"] == ["chitchat", "objective_qa", "chitchat", "chitchat"]
     assert logged.extra["rm/uncertainty"] == [0.5, 0.5, 0.5, None]
     general = Logged()
-    general.call(reward_function(ByRule(task=None, capabilities={}, uncertainty=None)), ["Hi."], ["t"])
-    assert general.metrics == {"task/chitchat": [0.0], "task/objective_qa": [0.0], "truncated": [0.0]}
+    unrecognized = {"task": None, "capabilities": {}, "uncertainty": None, "contributions": {"general": 1.0}}
+    general.call(reward_function(ByRule(**unrecognized)), ["Hi."], ["t"])
+    zeros = {"task/chitchat": [0.0], "task/objective_qa": [0.0], "truncated": [0.0]}
+    assert general.metrics == {**zeros, "contribution/general": [1.0]}
 
 
 def test_rows_of_other_tasks_get_none():

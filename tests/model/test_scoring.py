@@ -191,7 +191,8 @@ def test_files_check_the_weights_first_and_do_not_mind_the_rows_tasks(
         logic = row["capabilities"].get("logic", [0.0] * len(row["rewards"]))
         expected = [reward + 2 * value / 2 for reward, value in zip(row["rewards"], logic, strict=True)]
         assert other["rewards"] == pytest.approx(expected, abs=1e-9)
-        assert other | {"rewards": 0} == row | {"rewards": 0}
+        same = {"rewards": 0, "contributions": 0}
+        assert other | same == row | same
     assert {row["task"] for row in plain} == {"chitchat", "objective_qa"}
     for scorer in (RowScorer(model, weights={"wit": 3}), RowScorer(model, task="chitchat", weights={"logic": 3})):
         with pytest.raises(DataError, match="has no such capability"):

@@ -24,6 +24,7 @@ import requests
 from huggingface_hub import InferenceClient
 from running import served
 
+from dmoerm.names import BASE_SCORES
 from dmoerm.serving import ServingConfig, create_app
 
 PROMPT = "I failed my exam."
@@ -217,11 +218,15 @@ def test_installed_clients_read_the_model_s_rewards(served_url: str, know: Simpl
 def test_openrlhfs_logs(http: httpx2.Client, know: SimpleNamespace, trained_run: Any) -> None:
     logs = http.post("/get_reward", json={"query": know.talks}).json()["extra_logs"]
     tasks = trained_run.model.config.tasks
-    named = {f"task/{task}" for task in tasks} | {f"{task}/{each}" for task, names in tasks.items() for each in names}
+    capabilities = {f"{task}/{each}" for task, names in tasks.items() for each in names}
+    named = {f"task/{task}" for task in tasks} | capabilities
+    named |= {f"contribution/{each}" for each in (*capabilities, *BASE_SCORES)}
     assert set(logs) == {"has_uncertainty", "uncertainty", "truncated"} | named
     assert {len(values) for values in logs.values()} == {3}
     for name, value in know.scores[1].capabilities.items():
         assert logs[f"{know.scores[1].task}/{name}"][1] == pytest.approx(value, abs=1e-4)
+    parts = sum(values[1] for name, values in logs.items() if name.startswith("contribution/"))
+    assert parts == pytest.approx(know.rewards[1], abs=1e-4)
     for query in ("activation=tanh", "activation=sigmoid&temperature=0", "threshold=inf"):
         assert http.post(f"/get_reward?{query}", json={"query": know.talks}).status_code == 422
 

@@ -33,7 +33,7 @@ def test_the_examples_are_real(http):
 def shape(value):
     """Names and types; what a model's tasks and capabilities are called does not matter."""
     if isinstance(value, dict):
-        named = {"route", "capabilities"} & value.keys()
+        named = {"route", "capabilities", "contributions"} & value.keys()
         return {key: "names" if key in named else shape(each) for key, each in value.items()}
     return [shape(each) for each in value[:1]] if isinstance(value, list) else type(value)
 

@@ -46,6 +46,11 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     assert page.locator(".capabilities tbody tr").count() == len(capabilities)
     assert page.locator(".capabilities .value").count() == 3 * len(capabilities)
     assert task.replace("_", " ") in page.get_by_role("region", name="Route").inner_text()
+    parts = page.locator(".contributions tbody tr")
+    assert parts.count() == len(first.contributions) + 1
+    assert "own model" in parts.nth(len(capabilities)).inner_text()
+    sums = [float(text.replace("−", "-")) for text in parts.last.locator(".value").all_text_contents()]
+    assert sums == pytest.approx([scores[i].reward for i in ranking], abs=0.01)
 
     swapped = list(RESPONSES)
     best, worst = ranking[0], ranking[-1]
@@ -196,7 +201,8 @@ def test_a_key_is_asked_for_and_kept_out_of_the_link(visit: Callable[..., Any], 
 
 def answer(*changes: dict[str, Any]) -> dict[str, Any]:
     """The server's answer for responses with these changes to their scores."""
-    entry = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
+    entry: dict[str, Any] = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}}
+    entry |= {"capabilities": {"empathy": 1.0}, "contributions": {"empathy": 0.25, "per_task": 0.75}}
     scores = [{**entry, "uncertainty": 0.1, "temperature": 1.0, "truncated": False, **each} for each in changes]
     return {"items": [{"id": "1", "scores": scores, "win_probabilities": [[0.5] * len(changes)] * len(changes)}]}
 
@@ -204,6 +210,7 @@ def answer(*changes: dict[str, Any]) -> dict[str, Any]:
 def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     page = visit()
     general = {"task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}, "uncertainty": None}
+    general |= {"contributions": {"general": 1.0}}
     answers = [(429, {"error": {"message": "busy"}}), (200, answer(general))]
 
     def fulfil(route: Any) -> None:
@@ -219,6 +226,32 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     page.get_by_text("the general model scored", exact=False).wait_for()
     assert "chitchat came closest with 40%" in page.get_by_role("region", name="Route").inner_text()
     assert page.get_by_role("region", name="Capabilities").count() == 0
+    assert page.get_by_role("region", name="Contributions").count() == 0
+    assert page.locator("#status").text_content() == "The reward is +1.00: general model +1.00."
+
+
+def test_the_first_words_say_why_the_best_response_is_better(visit: Callable[..., Any]) -> None:
+    page = visit()
+    names = ["empathy", "content_richness", "logic", "wit", "tone", "per_task", "unused"]
+    values = [[0.1, 0.2, 0.3, 0.0, 0.0, 0.2, 0.0], [0.8, 0.5, 0.3, 0.15, 0.02, 0.1, 0.0]]
+    parts = [{"reward": sum(row), "contributions": dict(zip(names, row, strict=True))} for row in values]
+    body = answer(*parts, {"reward": -20.0, "capabilities": {}, "contributions": {}})
+    body["items"][0]["win_probabilities"] = [[0.5, 0.3, 1.0], [0.7, 0.5, 1.0], [0.0, 0.0, 0.5]]
+    page.route("**/v1/score", lambda route: route.fulfill(json=body))
+    write(page, *RESPONSES)
+    score(page)
+    why = "empathy +0.70, content richness +0.30, wit +0.15, task’s own model −0.10, tone +0.02"
+    assert page.locator("#status").text_content() == f"B is likely better than A (70%): {why}."
+    assert page.locator("#sections h3").all_text_contents() == ["Contributions", "Ranking", "Capabilities", "Route"]
+    rows = page.locator(".contributions tbody tr").all()
+    assert ["no weight" in row.inner_text() for row in rows] == [False] * 6 + [True, False]
+    assert rows[0].locator(".value").all_text_contents() == ["+0.80", "+0.10", "–"]
+    assert rows[-1].locator(".value").all_text_contents() == ["+1.87", "+0.80", "–"]
+    parts[1]["contributions"] |= {"charm": 0.2, "unused": 0.25}
+    body["items"][0]["scores"][1]["contributions"] = parts[1]["contributions"]
+    write(page, *RESPONSES, prompt="Again.")
+    score(page)
+    assert page.locator("#status").text_content().endswith("unused +0.25, charm +0.20, 3 others +0.07.")
 
 
 def test_truncated_texts_are_not_called_level(visit: Callable[..., Any]) -> None:

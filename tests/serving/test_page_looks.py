@@ -33,7 +33,9 @@ def answer_with_long_names(route: Any) -> None:
     names = ["n" * 40, "another_name_that_has_as_many_letters_as"]
     common = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
     rewards = range(len(item["responses"]))
+    parts = [{names[0]: 2 - r / 2, "per_task": 2 - r / 2, names[1]: 0} for r in rewards]
     scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **common} for r in rewards]
+    scores = [score | {"contributions": each} for score, each in zip(scores, parts, strict=True)]
     wins = [[0.5 + (b - a) / 20 for b in rewards] for a in rewards]
     route.fulfill(json={"items": [{"id": "1", "scores": scores, "win_probabilities": wins}]})
 

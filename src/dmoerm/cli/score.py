@@ -116,11 +116,11 @@ def command(options: ScoreArguments, engine: Engine = "local", json_file: JsonFi
     """Score every response in a file: one output row per input row, in order.
 
     A row has: id, line (of the input), task (given or most probable; null: the general model scored), route (task →
-    probability), temperature, and with one value per response rewards, capabilities, uncertainty and truncated;
-    with --best also best and chosen. An empty response has the lowest reward, −20. --weight changes the
-    rewards only; a weight has no effect on rows that the general model or another task's model scores. An output
-    file is written completely or not at all. With --engine ray the output is a folder of such files with a
-    manifest; a run that was stopped continues when it is started again.
+    probability), temperature, and with one value per response rewards, capabilities, uncertainty, truncated and
+    contributions (the parts of which a reward is the sum); with --best also best and chosen. An empty response has the
+    lowest reward, −20. --weight changes rewards and contributions; a weight has no effect on rows that the general
+    model or another task's model scores. An output file is written completely or not at all. With --engine ray the
+    output is a folder of such files with a manifest; a run that was stopped continues when it is started again.
     """
     started, skipped = time.monotonic(), SkippedRows()
     result = _score_on_ray(options, skipped) if engine == "ray" else _score_here(options, skipped)

@@ -1,9 +1,9 @@
 """Score files of prompts and responses: the rows, the output formats, and shards of the input.
 
 A row has: id, line (of the input file, from 1), task (the given or the most probable one; null: the general model
-scored), route (task → probability), rewards, capabilities, uncertainty, truncated (each with one value per response)
-and temperature. An empty response has the lowest reward, and null for capabilities and uncertainty. With `best`, a
-row also has best (the index of the best response) and chosen (its text).
+scored), route (task → probability), rewards, capabilities, uncertainty, truncated, contributions (each with one value
+per response) and temperature. An empty response has the lowest reward, and null for capabilities, uncertainty and
+contributions. With `best`, a row also has best (the index of the best response) and chosen (its text).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -99,7 +99,6 @@ class RowScorer:
 
     def _row(self, query: Query, scores: Sequence[Score]) -> ScoreRow:
         first, rewards = scores[0], [score.reward for score in scores]
-        names = dict.fromkeys(name for score in scores for name in score.capabilities)
         known = any(score.uncertainty is not None for score in scores)
         row = {
             "id": query.id,
@@ -107,10 +106,11 @@ class RowScorer:
             "task": first.task,
             "route": first.route,
             "rewards": rewards,
-            "capabilities": {name: [score.capabilities.get(name) for score in scores] for name in names},
+            "capabilities": _columns([score.capabilities for score in scores]),
             "uncertainty": [score.uncertainty for score in scores] if known else None,
             "temperature": first.temperature,
             "truncated": [score.truncated for score in scores],
+            "contributions": _columns([score.contributions for score in scores]),
         }
         if not self.best:
             return row
@@ -119,6 +119,11 @@ class RowScorer:
             raise DataError(message, file=query.position, value=bad[0], hint="score the text alone to find the cause")
         index = rewards.index(max(rewards))
         return row | {"best": index, "chosen": query.responses[index]}
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """Return name → the rows' values."""
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 class ScoreCounts(BaseModel):
@@ -194,6 +199,7 @@ def _parquet(path: Path, best: bool) -> Iterator[Write]:
             ("uncertainty", numbers),
             ("temperature", pa.float64()),
             ("truncated", pa.list_(pa.bool_())),
+            ("contributions", pa.map_(pa.string(), numbers)),
             *([("best", pa.int64()), ("chosen", pa.string())] if best else []),
         ]
     )

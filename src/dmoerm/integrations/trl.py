@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..scores import Score
+from ..scores import Score, contribution_name
 from .scoring import Sample, Source, as_prompt, as_response, open_scorer, score_samples, score_samples_async
 
 
@@ -43,8 +43,10 @@ class RewardFunction:
             prompts, completions: texts or chat messages; a text that a chat template has rendered is parsed.
             columns: of the data set, of which `task` is read if it exists: each row's task, or None to let the router
                 decide; and TRL's functions. `log_metric` receives the batch's means: `truncated`, `uncertainty`,
-                `task/TASK` (the share of completions that the task's model scored), `TASK/CAPABILITY` (over that task's
-                completions). `log_extra` receives each completion's task, uncertainty and `truncated` for TRL's table.
+                `task/TASK` (the share of completions that the task's model scored), `TASK/CAPABILITY` and
+                `contribution/TASK/CAPABILITY` (over that task's completions), and contributions of other scores, such
+                as `contribution/per_task`. `log_extra` receives each completion's task, uncertainty and `truncated` for
+                TRL's table.
 
         Raises:
             DataError: a prompt is empty, a message is not a chat message, a task is unknown, or a text is longer than
@@ -103,4 +105,6 @@ def _metrics(scores: Sequence[Score]) -> dict[str, list[float]]:
             metrics.setdefault(f"task/{task}", []).append(float(task == score.task))
         for capability, value in score.capabilities.items():
             metrics.setdefault(f"{score.task}/{capability}", []).append(value)
+        for name, value in score.contributions.items():
+            metrics.setdefault(contribution_name(score.task, name), []).append(value)
     return metrics

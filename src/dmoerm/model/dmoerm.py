@@ -22,6 +22,7 @@ from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_weights
 from . import checkpoint
 from .configuration import DMoERMConfig
+from .contributions import Source, contributions
 from .layers import Decoder
 from .loading import load_options
 from .memory import scoring_tokens
@@ -43,7 +44,7 @@ class ScoreOptions(TypedDict, total=False):
     task of the model. If every prompt has a given task, it must belong to one of those tasks."""
 
 
-_EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
+_EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None, "contributions": {}}
 
 
 class DMoERM(Mixture):
@@ -204,26 +205,36 @@ class DMoERM(Mixture):
         return scores
 
     def rewards(self, hidden: Packed, choices: Sequence[Choice]) -> list[dict[str, Any]]:
-        """Return reward, capabilities, uncertainty and temperature of each of the N responses."""
+        """Return reward, capabilities, uncertainty, temperature and contributions of each of the N responses."""
         output = self.outputs(hidden, choices)
-        capabilities = [scores.capabilities for _, scores in output.tasks.values()]
+        calibrations = [self.general_calibration, *map(self.calibration, output.tasks)]
+        units = torch.stack([self.routed_calibration.scale, *(each.temperature for each in calibrations)])
         temperatures = torch.stack([self.temperature(choice) for choice in choices])
-        figures = [output.reward, output.uncertainty, temperatures, *capabilities]
-        rewards, deviations, by_prompt, *columns = (each.tolist() for each in transfer(figures, "cpu"))
-        fields: list[dict[str, Any]] = [
+        general = self.general_calibration(output.general)
+        tables = [torch.cat([s.reward[:, None], s.capabilities, s.contributions], 1) for _, s in output.tasks.values()]
+        figures = [output.reward, output.uncertainty, general, temperatures, units, *tables]
+        rewards, deviations, by_general, by_prompt, (scale, *by_model), *tables = (
+            each.tolist() for each in transfer(figures, "cpu")
+        )
+        sources: list[dict[str | None, Source]] = [{None: Source(value, by_model[0], {})} for value in by_general]
+        capabilities: list[dict[str, float]] = [{} for _ in rewards]
+        for (task, (rows, _)), temperature, table in zip(output.tasks.items(), by_model[1:], tables, strict=True):
+            names, terms = self.config.tasks[task], self.task_model(task).contribution_names
+            for row, (value, *values) in zip(rows, table, strict=True):
+                shown = zip(terms, values[len(names) :], strict=True)
+                sources[row][task] = Source(value, temperature, {name: term for name, term in shown if name})
+                if choices[output.owner[row]].task == task:
+                    capabilities[row] = dict(zip(names, values[: len(names)], strict=True))
+        return [
             {
                 "reward": bound_reward(reward),
-                "capabilities": {},
-                "uncertainty": None if math.isnan(deviation) else deviation,
-                "temperature": by_prompt[owner],
+                "capabilities": capabilities[row],
+                "uncertainty": None if math.isnan(deviations[row]) else deviations[row],
+                "temperature": by_prompt[output.owner[row]],
+                "contributions": contributions(reward, choices[output.owner[row]], sources[row], scale),
             }
-            for owner, reward, deviation in zip(output.owner, rewards, deviations, strict=True)
+            for row, reward in enumerate(rewards)
         ]
-        for (task, (rows, _)), scores in zip(output.tasks.items(), columns, strict=True):
-            for row, values in zip(rows, scores, strict=True):
-                if choices[output.owner[row]].task == task:
-                    fields[row]["capabilities"] = dict(zip(self.config.tasks[task], values, strict=True))
-        return fields
 
     # --- Hugging Face's interface --------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ an aggregator reads.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,9 +32,12 @@ from torch import Tensor, nn
 
 from ..config import AggregatorConfig
 from .layers import Decoder, run
-from .packing import Packed, means
+from .packing import Packed, means, to_device
 
 MAX_RANK = 64
+MAX_PLAYERS = 10
+"""The most embeddings of an aggregator whose contributions are computed: 2^10 passes of two small layers each."""
+_GAME_ELEMENTS = 2**22  # hidden units of all coalitions and responses that are in memory at once
 
 
 def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -> Tensor:
@@ -183,6 +188,7 @@ class Aggregator(nn.Module):
         self.read_names = config.base_scores if config.inputs != "embeddings" else ()
         width_read = embeddings * width if config.inputs != "scores" else 0
         self.split = (width_read, capabilities + len(self.base_names))
+        self.embeddings = width_read // width
         read = [True] * capabilities + [name in config.base_scores for name in self.base_names]
         self.mlp = _MLP(width_read, config.hidden or width, config.dropout) if config.inputs != "scores" else None
         self.linear = _Linear(read) if config.inputs != "embeddings" else None
@@ -198,10 +204,36 @@ class Aggregator(nn.Module):
         """Return the scores (N, s) among the input vectors."""
         return vectors[:, self.split[0] :]
 
+    @torch.no_grad()
+    def contributions(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how much the scores (N, s) and the embeddings (N, m) contribute to the rewards, up to a constant.
+
+        The embeddings' contributions are nan if there are more than `MAX_PLAYERS`. See contributions.py.
+        """
+        z, scores = vectors.float().split(self.split, dim=-1)
+        by_score = torch.zeros_like(scores) if self.linear is None else self.linear.terms(scores)
+        by_embedding = scores.new_zeros(len(scores), 0) if self.mlp is None else self.mlp.shapley(z, self.embeddings)
+        return by_score, by_embedding
+
     def forward(self, vectors: Tensor) -> Tensor:
         z, scores = vectors.float().split(self.split, dim=-1)
         reward = self.linear(scores) if self.linear is not None else scores.new_zeros(len(scores))
         return reward + self.mlp(z) if self.mlp is not None else reward
+
+
+@functools.cache
+def game(players: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the members (2^m, m) of all coalitions of m players, as 0 and 1, and the weights (2^m, m) of their values.
+
+    The Shapley values (arXiv 1705.07874) of a game are the values (2^m,) of its coalitions @ weights:
+
+        φ_i = Σ over S without i of |S|! (m − |S| − 1)! / m! · (v(S ∪ i) − v(S))
+    """
+    members = (torch.arange(2**players)[:, None] >> torch.arange(players)) & 1
+    shares = torch.tensor([1 / (players * math.comb(players - 1, size)) for size in range(players)])
+    size = members.sum(1, keepdim=True)
+    inside, outside = shares[(size - 1).clamp(min=0)], shares[size.clamp(max=players - 1)]
+    return to_device(members.float(), device), to_device(torch.where(members == 1, inside, -outside), device)
 
 
 class _MLP(nn.Module):
@@ -214,6 +246,19 @@ class _MLP(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(self.dropout(self.normalizer(z))))).squeeze(-1)
+
+    def shapley(self, z: Tensor, embeddings: int) -> Tensor:
+        """Return the Shapley values (N, m) of the m embeddings; one that is left out is the training part's mean."""
+        if embeddings > MAX_PLAYERS:
+            return z.new_full((len(z), embeddings), torch.nan)
+        inputs = self.normalizer(z).unflatten(1, (embeddings, -1)).transpose(0, 1)  # (m, N, D)
+        weight = self.fc1.weight.unflatten(1, (embeddings, -1)).permute(1, 2, 0)  # (m, D, H)
+        # of the hidden units; 0 for the mean. Copies: bits depend on the layout in memory, which loading changes
+        terms = torch.bmm(inputs.contiguous(), weight.contiguous()).transpose(0, 1)
+        members, weights = game(embeddings, z.device)
+        rows = max(1, _GAME_ELEMENTS // (len(members) * self.fc1.out_features))
+        hidden = (torch.einsum("cm,nmh->nch", members, part) + self.fc1.bias for part in terms.split(rows))
+        return torch.cat([(self.activation(part) * self.fc2.weight[0]).sum(-1) @ weights for part in hidden])
 
 
 class _Linear(nn.Module):
@@ -229,3 +274,7 @@ class _Linear(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         return self.normalizer(scores) @ (self.weight * self.read)
+
+    def terms(self, scores: Tensor) -> Tensor:
+        """Return the terms (N, s) whose sums are the rewards."""
+        return self.normalizer(scores) * (self.weight * self.read)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat.encoding import Encoder
@@ -68,6 +69,7 @@ class TaskOutput(NamedTuple):
     capabilities: Tensor  # (N, k), each normalized over the training part's responses
     uncertainty: Tensor  # (N,), the reward's standard deviation under the heads' posterior; nan without a posterior
     per_task: Tensor  # (N,), the phase-1 model's raw score
+    contributions: Tensor  # (N, s), of the aggregator's scores to the reward, up to a constant; see contributions.py
 
 
 class TaskModel(nn.Module):
@@ -96,6 +98,24 @@ class TaskModel(nn.Module):
     def reads_general(self) -> bool:
         """Whether the reward depends on the general model's score."""
         return "general" in self.aggregator.read_names
+
+    @property
+    def contribution_names(self) -> list[str | None]:
+        """The names of `TaskOutput.contributions`; None for a score that the aggregator's form does not read."""
+        aggregator = self.aggregator
+        mixed = {"per_task"} if aggregator.mlp is not None and self.experts.branch is None else set[str]()
+        read = {*self.experts.capabilities, *aggregator.read_names, *mixed}
+        return [name if name in read else None for name in (*self.experts.capabilities, *aggregator.base_names)]
+
+    def contributions(self, vectors: Tensor) -> Tensor:
+        """Return how much the scores (N, s) contribute to the calibrated rewards, up to a constant.
+
+        An expert's embedding counts for its capability, and the plain branch's, which heads share, for `per_task`.
+        """
+        by_score, by_embedding = self.aggregator.contributions(vectors)
+        first = 0 if self.experts.branch is not None else len(self.experts)
+        rest = by_score.shape[1] - first - by_embedding.shape[1]
+        return (by_score + functional.pad(by_embedding, (first, rest))) / self.calibration.scale
 
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
         """Return the aggregator's input (N, m·D + s).
@@ -133,6 +153,7 @@ class TaskModel(nn.Module):
             if base is None
             else self.posterior.deviation(self.base.head.normalizer(base.float())),
             per_task,
+            self.contributions(vectors),
         )
 
 

@@ -1,7 +1,7 @@
 /** Bars around zero, bars from zero, and the table of win probabilities. Every color has its number beside it. */
 
 import { make } from "./dom.js";
-import { letter, percent, readable, signed } from "./words.js";
+import { contributor, letter, percent, readable, signed } from "./words.js";
 
 export const badge = (index) => make("span", { class: "letter" }, letter(index));
 
@@ -42,26 +42,49 @@ function weightField(name, weight, index, weigh) {
 export function capabilities(scores, order, weights, weigh) {
   const names = Object.keys(scores[0].capabilities);
   const end = reach(scores.flatMap((score) => Object.values(score.capabilities)), 3);
-  const header = order.map((index) => make("th", { scope: "col", role: "columnheader" }, badge(index)));
-  const body = names.map((name, row) => {
-    const field = weightField(name, weights[name] ?? 1, row, weigh);
-    const best = Math.max(...scores.map((score) => score.capabilities[name]));
-    const cells = order.map((index) => {
-      const value = scores[index].capabilities[name];
-      const strong = scores.length > 1 && value === best ? "value best" : "value";
-      const who = make("span", { class: "who", "aria-hidden": "true" }, letter(index));
-      return make("td", { role: "cell" }, who, bar(value, end), make("span", { class: strong }, signed(value)));
-    });
-    const header = make("th", { scope: "row", role: "rowheader" }, make("span", {}, readable(name)), field);
-    return make("tr", { role: "row" }, header, ...cells);
+  const rows = names.map((name, row) => {
+    const header = [make("span", {}, readable(name)), weightField(name, weights[name] ?? 1, row, weigh)];
+    return { header, values: scores.map((score) => score.capabilities[name]) };
   });
   const unit = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
   const caption = `${unit} The number beside a name is its weight in the reward, −10 to +10; 1 is as trained.`;
+  return table("capabilities", rows, order, end, caption);
+}
+
+/** One row per contribution and one column per response, best first; the last row is their sum, the reward. */
+export function contributions(scores, order) {
+  const names = [...new Set(scores.flatMap((score) => Object.keys(score.contributions)))];
+  const end = reach(scores.flatMap((score) => Object.values(score.contributions)), 1);
+  const rows = names.map((name) => {
+    const values = scores.map((score) => score.contributions[name]);
+    const none = values.every((value) => !value) ? make("span", { class: "tag" }, "no weight") : null;
+    return { header: [make("span", {}, contributor(name)), " ", none], values };
+  });
+  const sums = scores.map(({ contributions: each }) => Object.values(each).reduce((sum, value) => (sum ?? 0) + value, undefined));
+  rows.push({ header: ["Sum: the reward"], values: sums, sum: true });
+  const caption = `Parts of the reward, compared with an average response. Scale of every bar: −${end} to +${end}.`;
+  return table("contributions", rows, order, end, caption);
+}
+
+/** A table of bars. rows: {header, values by response (undefined: unknown), sum: without bars}. */
+function table(kind, rows, order, end, caption) {
+  const heads = order.map((index) => make("th", { scope: "col", role: "columnheader" }, badge(index)));
+  const body = rows.map(({ header, values, sum }) => {
+    const best = Math.max(...values.filter((value) => value !== undefined));
+    const cells = order.map((index) => {
+      const value = values[index];
+      const strong = order.length > 1 && value === best ? "value best" : "value";
+      const who = make("span", { class: "who", "aria-hidden": "true" }, letter(index));
+      const line = sum || value === undefined ? null : bar(value, end);
+      return make("td", { role: "cell" }, who, line, make("span", { class: strong }, value === undefined ? "–" : signed(value)));
+    });
+    return make("tr", { role: "row", class: sum ? "sum" : null }, make("th", { scope: "row", role: "rowheader" }, ...header), ...cells);
+  });
   return make(
     "table",
-    { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they survive `display`
+    { class: `scores ${kind}${order.length > 4 ? " many" : ""}`, role: "table" }, // roles: they survive `display`
     make("caption", {}, caption),
-    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("td", { role: "cell" }), ...header)),
+    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("td", { role: "cell" }), ...heads)),
     make("tbody", { role: "rowgroup" }, ...body),
   );
 }

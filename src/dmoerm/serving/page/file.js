@@ -132,14 +132,16 @@ async function patiently(ask, signal) {
 
 function rowOf({ id, scores }, line) {
   const [{ task, route, temperature }] = scores;
-  const names = [...new Set(scores.flatMap((score) => Object.keys(score.capabilities)))];
   const column = (name) => scores.map((score) => score[name]);
-  const values = names.map((name) => [name, scores.map((score) => score.capabilities[name] ?? null)]);
+  const named = (kind) => {
+    const names = [...new Set(column(kind).flatMap(Object.keys))];
+    return Object.fromEntries(names.map((name) => [name, column(kind).map((values) => values[name] ?? null)]));
+  };
   const known = scores.some(({ uncertainty }) => uncertainty !== null);
-  const capabilities = Object.fromEntries(values);
   const uncertainty = known ? column("uncertainty") : null;
-  const truncated = column("truncated");
-  return { id, line, task, route, rewards: column("reward"), capabilities, uncertainty, temperature, truncated };
+  const [truncated, contributions] = [column("truncated"), named("contributions")];
+  const capabilities = named("capabilities");
+  return { id, line, task, route, rewards: column("reward"), capabilities, uncertainty, temperature, truncated, contributions };
 }
 
 /** Saves the scored rows as JSON Lines. */

@@ -1,8 +1,10 @@
-/** The sections of a result: ranking with win probabilities, capabilities, route. */
+/** The sections of a result: contributions, ranking with win probabilities, capabilities, route. */
 
-import { badge, capabilities, dot, matrix, reach, route } from "./charts.js";
+import { badge, capabilities, contributions, dot, matrix, reach, route } from "./charts.js";
 import { make } from "./dom.js";
-import { comparison, letter, percent, readable, signed } from "./words.js";
+import { comparison, contributor, letter, percent, readable, signed } from "./words.js";
+
+const NAMED = 4; // contributions in a sentence, at most; the others are summed up
 
 /** The responses’ indices by reward, best first, and each response’s rank; equal rewards share a rank. */
 export function ranked(scores) {
@@ -11,14 +13,26 @@ export function ranked(scores) {
   return { order, ranks };
 }
 
-/** The result in a sentence. */
+/** The result in a sentence: which response is best, and what makes it better than the next. */
 export function summary({ scores, win_probabilities: wins }) {
   const [first, second] = ranked(scores).order;
   const note = scores.some(({ truncated }) => truncated) ? " A text is too long, and part of it was not read." : "";
-  if (second === undefined) return `The reward is ${signed(scores[0].reward)}.${note}`;
+  if (second === undefined) return `The reward is ${signed(scores[0].reward)}${reasons(scores[0])}.${note}`;
   const share = wins[first][second];
-  if (eitherTruncated(scores, first, second)) return `${letter(first)} comes first (${percent(share)}).${note}`;
-  return `${letter(first)} comes first, ${comparison(share)} ${letter(second)} (${percent(share)}).${note}`;
+  const cut = eitherTruncated(scores, first, second);
+  const words = cut ? "comes first before" : `is ${comparison(share)}`;
+  return `${letter(first)} ${words} ${letter(second)} (${percent(share)})${reasons(scores[first], scores[second])}.${note}`;
+}
+
+/** A response’s contributions, or how far they are above another’s, largest first; nothing if they are unknown. */
+function reasons({ contributions: own }, other) {
+  const [names, less] = [Object.keys(own), other?.contributions ?? {}];
+  if (!names.length || (other && !Object.keys(less).length)) return "";
+  const parts = names.map((name) => [contributor(name), own[name] - (less[name] ?? 0)]).filter(([, value]) => value);
+  parts.sort(([, first], [, second]) => Math.abs(second) - Math.abs(first));
+  const rest = parts.length > NAMED + 1 ? parts.splice(NAMED) : [];
+  if (rest.length) parts.push([`${rest.length} others`, rest.reduce((sum, [, value]) => sum + value, 0)]);
+  return parts.length ? `: ${parts.map(([name, value]) => `${name} ${signed(value)}`).join(", ")}` : "";
 }
 
 /** Whether words such as “about level with” would be wrong, since the model did not read all of both texts. */
@@ -33,6 +47,9 @@ const eitherTruncated = (scores, first, second) => scores[first].truncated || sc
 export function sections(item, result, before, weigh) {
   const { order } = ranked(result.scores);
   const shown = [section("Ranking", ...ranking(item, result, before))];
+  if (result.scores.some((score) => Object.keys(score.contributions).length > 1)) {
+    shown.unshift(section("Contributions", contributions(result.scores, order)));
+  }
   if (Object.keys(result.scores[0].capabilities).length) {
     shown.push(section("Capabilities", capabilities(result.scores, order, item.weights ?? {}, weigh)));
   }

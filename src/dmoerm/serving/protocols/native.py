@@ -18,8 +18,10 @@ from .inputs import NamedRequest, examples
 
 router = APIRouter(tags=["dmoerm"])
 _SCORE = {"task": "chitchat", "route": {"chitchat": 0.98, "objective_qa": 0.02}, "temperature": 1.2, "truncated": False}
-_FIRST = {"reward": 0.8, "capabilities": {"empathy": 1.3, "proactivity": 0.4}, "uncertainty": 0.45}
-_SECOND = {"reward": -0.9, "capabilities": {"empathy": -1.1, "proactivity": -0.7}, "uncertainty": 0.2}
+_FIRST: Any = {"reward": 0.8, "capabilities": {"empathy": 1.3, "proactivity": 0.4}, "uncertainty": 0.45}
+_FIRST |= {"contributions": {"empathy": 0.5, "proactivity": 0.1, "per_task": 0.2}}
+_SECOND: Any = {"reward": -0.9, "capabilities": {"empathy": -1.1, "proactivity": -0.7}, "uncertainty": 0.2}
+_SECOND |= {"contributions": {"empathy": -0.4, "proactivity": -0.2, "per_task": -0.3}}
 _RESPONSES = ["Oh no, I am so sorry! What happened?", "The exam took place."]
 _PROMPT = [{"role": "user", "content": "I failed my exam."}]
 _REQUEST: Any = {"items": [{"prompt": _PROMPT, "responses": _RESPONSES, "task": None}]}
@@ -70,7 +72,7 @@ class ScoreAnswer(BaseModel):
 
 @router.post("/v1/score", response_model=ScoreAnswer)
 async def score(request: Request, body: ScoreRequest, service: CurrentService) -> Response:
-    """Rewards, routes, capability scores, uncertainty and win probabilities."""
+    """Rewards, routes, capability scores, contributions, uncertainty and win probabilities."""
     queries = [parse_query(item.model_dump(exclude_none=True)) for item in body.items]
     scored = await service.score(request, queries, body.weights)
     compared = body.win_probabilities

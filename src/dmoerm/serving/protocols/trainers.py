@@ -63,7 +63,7 @@ async def get_reward(
     threshold: Annotated[float, Query(allow_inf_nan=False)] = 0.0,
     temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
 ) -> RewardResponse:
-    """Rewards, with capability scores as logs: 0 where another task's experts scored.
+    """Rewards, with capability scores and contributions as logs: 0 where another task's experts scored.
 
     With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); by default with the temperature
     of the response's task.
