@@ -365,8 +365,9 @@ def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
 def lines(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[str]:
     """Return the table of claims, each with the command that remakes its figures."""
     experiments = yaml.safe_load((Path(__file__).with_name("all.yaml")).read_text(encoding="utf-8"))["experiments"]
-    head = "claim | figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
-    table = [f"| {'DMoERM minus … | points of accuracy' if claims is MAIN else head} | measured by |", "|---|---|---|"]
+    head = "figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
+    columns = "DMoERM minus … | points of accuracy" if claims is MAIN else f"claim | {head}"
+    table = [f"| {columns} | measured by |", "|---|---|---|"]
     for sentence, text, source in rows(files, claims):
         known = f"python -m evidence.all --only {source}" if source in experiments else files[source]["command"]
         table.append(f"| {sentence} | {text} | `{known}` |")

@@ -35,7 +35,9 @@ def test_marked_blocks_run(page, tiny_backbone, trained_run, smollm2, tmp_path, 
     Path("runs/demo").symlink_to(trained_run.folder)
     write_groups(tiny_groups(), Path("mine.jsonl"))
     with Path("mine.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("prompt", "chosen", "rejected"), *((f"Question {i}?", "Yes, I do.", "No.") for i in range(40))])
+        csv.writer(file).writerows(
+            [("prompt", "chosen", "rejected"), *((f"Question {i}?", "Yes, I do.", "No.") for i in range(40))]
+        )
     small = {"backbone.path": tiny_backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
     names: dict[str, object] = {}
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):

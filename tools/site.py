@@ -15,7 +15,9 @@ from mkdocs.structure.files import File, Files
 from dmoerm.cli import COMMANDS, load_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md"} | {f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG")}
+PAGES = {"README.md": "index.md"} | {
+    f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG")
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -41,12 +43,16 @@ def command_line() -> str:
         command = load_command(name)
         commands = getattr(command, "commands", None)
         parts.append(f"## dmoerm {name}\n\n{summary}")
-        for title, each in [(f"{name} {key}", value) for key, value in commands.items()] if commands else [(name, command)]:
+        for title, each in (
+            [(f"{name} {key}", value) for key, value in commands.items()] if commands else [(name, command)]
+        ):
             context = each.make_context(title, [], resilient_parsing=True)
             if commands:
                 parts.append(f"### dmoerm {title}\n\n{each.help}")
             parts.append(f"```\ndmoerm {title} {' '.join(each.collect_usage_pieces(context))}\n```")
             rows = [row for p in each.get_params(context) if (row := p.get_help_record(context))]
             cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-            parts.append("| argument or option | meaning |\n|---|---|\n" + "\n".join(f"| `{a}` | {b} |" for a, b in cells))
+            parts.append(
+                "| argument or option | meaning |\n|---|---|\n" + "\n".join(f"| `{a}` | {b} |" for a, b in cells)
+            )
     return "\n\n".join(parts) + "\n"

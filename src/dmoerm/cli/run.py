@@ -14,10 +14,9 @@ from ..config import Config, changed, dump_config, load_config
 from ..errors import ConfigError
 from ..evaluation.results import Results, routing_notes
 from ..io.paths import model_folder, write_file
-from ..scores import Score
 from .models import quieten
 from .options import Backbone, BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
-from .tables import print_comparison, print_results, screen, table
+from .tables import print_comparison, print_results, print_scores, screen
 
 if TYPE_CHECKING:
     from .. import model as models
@@ -79,29 +78,10 @@ def demo(
     groups = splits.load_splits(config).test
     group = next((group for group in groups if isinstance(group.prompt, str)), groups[0])
     order = sorted(range(len(group.responses)), key=lambda i: (group.grades or (0,) * len(group.responses))[i] or 0)
-    scored = [(group.responses[i], score) for i, score in enumerate(model.score(group.prompt, group.responses))]
-    (text, best), (other, worst) = sorted((scored[order[-1]], scored[order[0]]), key=lambda pair: -pair[1].reward)
+    texts = [group.responses[order[-1]], group.responses[order[0]]]
     console.print(f"\nA held-out prompt: {group.prompt}", soft_wrap=True)
-    route = sorted(best.route.items(), key=lambda item: -item[1])[:2]
-    console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
-    if parts := best.advantage(worst):
-        reasons = ", ".join(f"{name} {value:+.2f}" for name, value in parts.items() if value)
-        console.print(f"response 1 is better than response 2 by {sum(parts.values()):.2f}: {reasons}", soft_wrap=True)
-    shown = [
-        ["text", text, other],
-        ["reward", f"{best.reward:+.2f}", f"{worst.reward:+.2f}"],
-        ["the best one wins with", None, f"{best.win_probability(worst):.0%}"],
-        *([name, _contribution(best, name), _contribution(worst, name)] for name in best.contributions),
-    ]
-    if best.uncertainty is not None:
-        shown.append(["uncertainty", f"{best.uncertainty:.2f}", f"{worst.uncertainty or 0:.2f}"])
-    console.print(table("", ["", "response 1", "response 2"], shown, show_lines=True))
+    print_scores(console, texts, model.score(group.prompt, texts))
     _print_paths(config)
-
-
-def _contribution(score: Score, name: str) -> str:
-    value, capability = score.contributions.get(name, 0.0), score.capabilities.get(name)
-    return (f"{value:+.2f}" if value else "no weight") + ("" if capability is None else f" (score {capability:+.2f})")
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""`dmoerm score`: score files of prompts and responses as a stream, in memory that does not grow with the files."""
+"""`dmoerm score`: score one prompt, or files of prompts and responses as a stream, in constant memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +35,7 @@ from .options import (
     grouped,
     lazily,
 )
+from .tables import print_scores, screen
 
 if TYPE_CHECKING:
     from ..distributed import batch_scoring
@@ -49,13 +50,15 @@ class ScoreArguments:
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name.")]
     input: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="JSON Lines, CSV, TSV or Parquet: a file, a pattern such as 'rows/*.parquet', or a URL such as "
             "s3://…; - is standard input, JSON Lines.",
         ),
-    ]
+    ] = None
+    prompt: Annotated[str | None, typer.Option(help="In place of --input: score the responses to this prompt.")] = None
+    response: Annotated[list[str] | None, typer.Option(help="With --prompt: a response; may be repeated.")] = None
     output: Annotated[
         str,
         typer.Option(
@@ -90,6 +93,13 @@ class ScoreArguments:
     gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per actor; there are as many actors as fit.")] = 0.0
 
     @property
+    def file(self) -> str:
+        """The rows to score. Raise `ConfigError` without --input."""
+        if self.input is None:
+            raise ConfigError("nothing to score: give --input FILE, or --prompt TEXT and --response TEXT once or more")
+        return self.input
+
+    @property
     def weights(self) -> dict[str, float] | None:
         """Capability → weight. Raise `ConfigError` for an invalid --weight."""
         weights: dict[str, float] = {}
@@ -113,15 +123,19 @@ class ScoreArguments:
 
 @grouped
 def command(options: ScoreArguments, engine: Engine = "local", json_file: JsonFile = None) -> None:
-    """Score every response in a file: one output row per input row, in order.
+    """Score the responses to one prompt (--prompt, --response), or every response in a file (--input).
 
-    A row has: id, line (of the input), task (given or most probable; null: the general model scored), route (task →
-    probability), temperature, and with one value per response rewards, capabilities, uncertainty, truncated and
-    contributions (the parts of which a reward is the sum); with --best also best and chosen. An empty response has the
-    lowest reward, −20. --weight changes rewards and contributions; a weight has no effect on rows that the general
-    model or another task's model scores. An output file is written completely or not at all. With --engine ray the
-    output is a folder of such files with a manifest; a run that was stopped continues when it is started again.
+    One prompt: a table, and with --json its scores. A file: one output row per input row, in order. A row has: id, line
+    (of the input), task (given or most probable; null: the general model scored), route (task → probability),
+    temperature, and with one value per response rewards, capabilities, uncertainty, truncated and contributions (the
+    parts of which a reward is the sum); with --best also best and chosen. An empty response has the lowest reward, −20.
+    --weight changes rewards and contributions; a weight has no effect on rows that the general model or another task's
+    model scores. An output file is written completely or not at all. With --engine ray the output is a folder of such
+    files with a manifest; a run that was stopped continues when it is started again.
     """
+    if options.prompt is not None or options.response:
+        _score_prompt(options, engine, json_file)
+        return
     started, skipped = time.monotonic(), SkippedRows()
     result = _score_on_ray(options, skipped) if engine == "ray" else _score_here(options, skipped)
     skipped.print_count(result["left_out"])
@@ -129,6 +143,36 @@ def command(options: ScoreArguments, engine: Engine = "local", json_file: JsonFi
         summary = {"schema": 1, "command": "score", "model": options.model, "weights": options.weights}
         summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
+        write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+
+
+_FOR_FILES = ("input", "output", "format", "map", "best", "skip_bad", "gpus")
+
+
+def _score_prompt(options: ScoreArguments, engine: str, json_file: Path | None) -> None:
+    """Print a table of the scores of the responses to one prompt."""
+    defaults = {field.name: field.default for field in fields(ScoreArguments)}
+    others = [name for name in _FOR_FILES if getattr(options, name) != defaults[name]]
+    if others or engine != "local":
+        name = others[0].replace("_", "-") if others else "engine"
+        raise ConfigError(f"--{name} is for files of prompts; leave it out, or give --input in place of --prompt")
+    if options.prompt is None or not options.response:
+        raise ConfigError("--prompt and --response belong together; give the prompt once, and each response")
+    model = load_model(
+        options.model, options.dtype, options.deterministic, options.quantization, backbone=options.backbone
+    )
+    weights, tokens = options.weights, options.batch_tokens
+    scores = model.score(options.prompt, options.response, options.task, weights=weights, batch_tokens=tokens)
+    print_scores(screen(), options.response, scores)
+    if json_file is not None:
+        summary = {
+            "schema": 1,
+            "command": "score",
+            "model": options.model,
+            "weights": weights,
+            "prompt": options.prompt,
+        }
+        summary["scores"] = [{"response": r} | asdict(score) for r, score in zip(options.response, scores, strict=True)]
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -155,7 +199,7 @@ def _score_here(options: ScoreArguments, skipped: SkippedRows) -> dict[str, Any]
     with scoring_files.open_output(options.output, options.best) as write:
         scorer = open_model(options.model, **options.opening)
         reading: Any = {"format": options.format, "columns": parse_columns(options.map or ()), "on_bad": on_bad}
-        files = (read_queries(file, **reading) for file in matching(options.input))
+        files = (read_queries(file, **reading) for file in matching(options.file))
         with _progress() as show:
             for row in scorer.rows(itertools.chain.from_iterable(files), on_bad):
                 write([row])
@@ -171,14 +215,13 @@ def _score_on_ray(options: ScoreArguments, skipped: SkippedRows) -> dict[str, An
 
     if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
-    folder, backbone = (
-        absolute(path) if path and Path(path).is_dir() else path  # otherwise a hub name
-        for path in (model_folder(options.model), options.backbone)
-    )
+    folder, backbone = model_folder(options.model), options.backbone
+    folder = absolute(folder) if Path(folder).is_dir() else folder  # otherwise a hub name
+    backbone = absolute(backbone) if backbone and Path(backbone).is_dir() else backbone
     settings = {name: value for name, value in options.opening.items() if value and name != "backbone"}
     job = batch_scoring.ScoringJob(
         scorer=f"{folder} {weights_digest(folder)} {json.dumps(settings, sort_keys=True)}",
-        input=absolute(options.input),
+        input=absolute(options.file),
         output=absolute(options.output),
         format=options.format,
         skip_bad=options.skip_bad,

@@ -15,6 +15,7 @@ from ..evaluation.results import SUMMARIES
 if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.results import Comparison
+    from ..scores import Score
 
 _WIDTH = 140  # if the output is not a terminal
 
@@ -110,3 +111,28 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if comparison.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
     console.print(table("Methods", ["method", "description"], comparison.methods.items()))
+
+
+def print_scores(console: Console, responses: Sequence[str], scores: Sequence[Score]) -> None:
+    """Print the scores of the responses to one prompt, the best first, and why it is better than the last one."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i].reward)
+    texts, ranked = [responses[i] for i in order], [scores[i] for i in order]
+    best, worst = ranked[0], ranked[-1]
+    route = sorted(best.route.items(), key=lambda item: -item[1])[:2]
+    console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
+    if parts := best.advantage(worst):
+        reasons = ", ".join(f"{name} {value:+.2f}" for name, value in parts.items() if value)
+        line = f"response 1 is better than response {len(ranked)} by {sum(parts.values()):.2f}: {reasons}"
+        console.print(line, soft_wrap=True)
+    rows: list[Sequence[str | None]] = [["text", *texts], ["reward", *(f"{score.reward:+.2f}" for score in ranked)]]
+    if len(ranked) > 1:
+        rows.append(["the best one wins with", None, *(f"{best.win_probability(other):.0%}" for other in ranked[1:])])
+    rows += [[name, *(_contribution(score, name) for score in ranked)] for name in best.contributions]
+    if best.uncertainty is not None:
+        rows.append(["uncertainty", *("–" if s.uncertainty is None else f"{s.uncertainty:.2f}" for s in ranked)])
+    console.print(table("", ["", *(f"response {i + 1}" for i in range(len(ranked)))], rows, show_lines=True))
+
+
+def _contribution(score: Score, name: str) -> str:
+    value, capability = score.contributions.get(name, 0.0), score.capabilities.get(name)
+    return (f"{value:+.2f}" if value else "no weight") + ("" if capability is None else f" (score {capability:+.2f})")

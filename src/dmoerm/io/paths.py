@@ -36,10 +36,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmoerm"
 
 
+SHIPPED = Path(__file__).parents[1] / "models"
+"""The models that come with the package. Their names are those of their folders, unless such a path exists."""
+
+
 def model_folder(path: str) -> str:
-    """Return the model folder inside a run folder; return a model folder or a hub name unchanged."""
-    inside = Path(path) / "model"
-    return str(inside) if (inside / "config.json").is_file() else path
+    """Return the model folder inside a run folder, or of a model in `SHIPPED`; else the path or hub name unchanged."""
+    if (Path(path) / "model" / "config.json").is_file():
+        return str(Path(path) / "model")
+    shipped = SHIPPED / path if path.isidentifier() and not Path(path).exists() else None
+    return str(shipped) if shipped is not None and (shipped / "config.json").is_file() else path
 
 
 def model_name(path: str) -> str:
