@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, make_tiny_config, tiny_groups, tiny_tokenizer, write_backbone
+from tiny import HEADS, make_model, make_tiny_config, tiny_groups, tiny_tokenizer, write_backbone
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -104,6 +104,21 @@ def test_a_model_on_any_backbone_is_saved_and_loaded(tmp_path: Path, kind: str) 
         assert len({round(value, 3) for value in scores[0].capabilities.values()}) > 1
     half = DMoERM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).score("How are you today?", RESPONSES)
     assert len({score.reward for score in half}) == len(RESPONSES)
+
+
+@pytest.mark.parametrize("kind", ["reward model", *WRITERS])
+def test_heads_on_any_backbone_are_saved_without_it(tmp_path: Path, reward_model: str, kind: str) -> None:
+    path = reward_model if kind == "reward model" else WRITERS[kind](tmp_path / "backbone")
+    whole = kind in WRITERS and kind != "gemma3"
+    changes: Any = {"backbone": {"branch_layer": None, "num_layers": None if whole else 3}}
+    changes |= {"router": {"kind": "own"}} if whole else {}
+    model = make_model(make_tiny_config(path, tmp_path, **HEADS, **changes))
+    scores = []
+    for backbone in (False, True):
+        model.save_pretrained(tmp_path / "model", backbone=backbone)
+        assert (tmp_path / "model" / "general" / "branch.safetensors").exists() == backbone
+        scores.append(DMoERM.from_pretrained(tmp_path / "model").score("How are you today?", RESPONSES))
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,19 @@ def test_the_card(model_dir: Path) -> None:
     assert sorted(file.name for file in model_dir.iterdir()) == ["README.md", "config.json"]
 
 
+def test_the_card_names_the_backbone_that_the_folder_lacks(model_dir: Path) -> None:
+    for name, revision in (("me/_tiny_", "0123abc"), ("/home/somebody/tiny", None)):
+        source = {"name": name, "revision": revision, "digest": ""}
+        (model_dir / "config.json").write_text(json.dumps({"tasks": TASKS, "backbone_source": source}))
+        write_card(model_dir, example())
+        text = (model_dir / "README.md").read_text()
+        front = yaml.safe_load(text.split("---")[1])
+        assert front.get("base_model") == (name if revision else None), "the hub links the models"
+        named = f"`{name}`, revision `{revision}`" if revision else "`tiny`"
+        assert f"The frozen layers are those of the backbone {named}. If this folder does not contain" in text
+    assert "/home" not in text
+
+
 def test_the_card_without_settings(model_dir: Path) -> None:
     write_card(model_dir, example())
     assert "settings are unknown" in (model_dir / "README.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def test_adding_a_task_changes_nothing_else(grown: Path) -> None:
     assert_kept(tensors(base), tensors(after))
     assert rewards(base, OLD) == rewards(after, OLD)
     assert not list(grown.glob(".*growing"))
+
+
+def test_a_task_is_added_on_a_backbone_that_has_moved(grown: Path, tiny_backbone: str, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(grown / "run" / "model", tmp_path / "model"))
+    for name in ("config.json", "run.yaml"):
+        (moved / name).write_text((moved / name).read_text().replace(tiny_backbone, "/nowhere"))
+    (moved / "SHA256SUMS").unlink()
+    more = ("--backbone", tiny_backbone, "--output", tmp_path / "grown")
+    dmoerm("add", moved, "--task", NEW, "--set", f"data.files=[{grown / 'new.jsonl'}]", *more)
+    files = sorted(file.relative_to(tmp_path / "grown") for file in (tmp_path / "grown").rglob("*.safetensors"))
+    assert [f for f in files if (tmp_path / "grown" / f).read_bytes() != (grown / "grown" / f).read_bytes()] == []
 
 
 def routed(folder: Path) -> tuple[float, list[Any]]:

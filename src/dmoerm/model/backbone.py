@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..config import BackboneConfig
 from ..errors import BackboneError
@@ -79,10 +80,16 @@ def load_layers(name: str, layers: int, dtype: torch.dtype, **hub: Any) -> Decod
         text = text_config(full)
         if layers > text.num_hidden_layers:
             raise BackboneError(f"backbone {name!r} has {text.num_hidden_layers} layers, not {layers}")
-        text.dtype = dtype
+        text.dtype, text.num_hidden_layers = dtype, layers  # the weights of further layers are not read
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
         full._attn_implementation = None  # which could be code on the hub
-        model, _ = _load_weights(folder, full, config=full, **hub)
-    return slice_layers(model, 0, layers) if is_packed(text) else model
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # without the report of weights that are not read
+        try:
+            return _load_weights(folder, full, config=full, **hub)[0]
+        finally:
+            logging.set_verbosity(verbosity)
 
 
 def has_reward_head(config: Any) -> bool:
