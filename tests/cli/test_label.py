@@ -193,7 +193,7 @@ def test_an_error_ends_the_run_in_one_line_and_what_was_answered_is_kept(rows, t
 def one_label(tmp_path) -> Path:
     """The file of one label, written as docs/labels.md shows."""
     code = re.search(r"Recorded verdicts.*?```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
-    code = re.sub(r"group = Group.*", "", code).replace('Path("labels.parquet")', "out")
+    code = re.sub(r"group = read_groups.*", "", code).replace('Path("labels.parquet")', "out")
     exec(code, {"group": tiny_groups()[0], "out": tmp_path / "one.parquet"})
     return tmp_path / "one.parquet"
 

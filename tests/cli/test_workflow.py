@@ -297,7 +297,10 @@ def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[
     for plain, row in zip(lines(tmp_path / "plain.jsonl"), lines(tmp_path / "weighted.jsonl"), strict=True):
         empathy = plain["capabilities"]["empathy"]
         assert row["rewards"] == pytest.approx([r + c for r, c in zip(plain["rewards"], empathy, strict=True)])
-        assert row | {"rewards": 0} == plain | {"rewards": 0}
+        change = {"rewards": row["rewards"], "contributions": row["contributions"]}
+        assert row == plain | change
+        gained = [w - p for w, p in zip(*(r["contributions"]["empathy"] for r in (row, plain)), strict=True)]
+        assert gained == pytest.approx(empathy)
     written = [json.loads((tmp_path / f"{name}.json").read_text())["weights"] for name in ("plain", "weighted")]
     assert written == [None, {"empathy": 3.0}]
     result = run("score", trained, "--input", source, *weights)  # one for each task
