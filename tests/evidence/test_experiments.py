@@ -27,6 +27,8 @@ from evidence.compare import Experiment, compare_conditions, conditions_of, main
 from evidence.conditions import condition_run
 from evidence.methods import ablations, ensembles
 
+pytestmark = pytest.mark.slow  # whole runs; tests/evaluation/test_comparison.py has a small one
+
 CONDITIONS = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
 SOME = ("no_outer", "shuffled", "human_grades")
 QUIET = Console(quiet=True)

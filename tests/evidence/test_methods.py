@@ -25,6 +25,8 @@ from evidence.methods.ensembles import averaged, train_members
 from evidence.methods.gated import gated_vectors, objectives, train_gated
 from evidence.methods.singles import train_all_labels_general
 
+pytestmark = pytest.mark.slow  # whole runs; tests/evaluation/test_comparison.py has a small one
+
 
 def in_folder(context: MethodContext, folder: Path, **changes: Any) -> MethodContext:
     """Return the context with a new folder of steps."""

@@ -31,7 +31,8 @@ def test_the_reward_rises_and_the_policy_moves_away(finished):
     assert (first.gold_same_length, last.gold_same_length) == pytest.approx((first.gold, last.gold - worth))
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
 def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
     settings = tiny_settings(algorithm=algorithm, steps=8)
     free, held = (
@@ -64,6 +65,7 @@ def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked,
     assert optimize(policy, None, asked, settings, tmp_path / "killed") == whole  # read, not run
 
 
+@pytest.mark.slow
 def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
     """A reward for few tokens makes empty responses; no reward model ever sees one."""
 
@@ -76,6 +78,7 @@ def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
     assert found.points[-1].length == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(policy, asked, tmp_path):
     optimize(policy, count_t, asked, tiny_settings(steps=1), tmp_path)
     with pytest.raises(ConfigError, match=r"contains a run with beta 0\.0, not 0\.5"):
@@ -92,6 +95,7 @@ def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
         _split(prompts, 40)
 
 
+@pytest.mark.slow
 def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "evidence.rl.trainers", None)
     with pytest.raises(ConfigError, match=r"pip install --group evidence"):

@@ -54,7 +54,7 @@ def mlp(embeddings: int, seed: int) -> tuple[Aggregator, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     made = Aggregator(embeddings, 3, embeddings, AggregatorConfig(inputs="embeddings", hidden=4)).eval()
     for name, tensor in made.state_dict().items():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator).abs_() if "scale" in name else tensor)
+        tensor.copy_(torch.randn(tensor.shape, generator=generator).abs_() + 0.5 if "scale" in name else tensor)
         if "mean" in name or name.endswith("weight"):
             tensor.normal_(generator=generator)
     return made, torch.randn(7, 3 * embeddings + embeddings + 2, generator=generator)

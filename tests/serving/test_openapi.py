@@ -40,7 +40,7 @@ def shape(value):
 
 @pytest.mark.parametrize(
     ("examples", "phases"),
-    [(8, "examples,fuzzing"), pytest.param(50, "examples,coverage,fuzzing", marks=pytest.mark.slow)],
+    [(3, "examples,fuzzing"), pytest.param(50, "examples,coverage,fuzzing", marks=pytest.mark.slow)],
 )
 def test_no_request_causes_a_server_error(examples, phases, trained_run, tmp_path):
     """Schemathesis sends valid and invalid bodies to every route."""

@@ -90,7 +90,7 @@ def held_bytes(begun: Callable[..., Any], write_rows: Callable[..., Path], count
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("few", "many"), [(300, 1700), pytest.param(2000, 22_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("few", "many"), [(200, 800), pytest.param(2000, 22_000, marks=pytest.mark.slow)])
 def test_rows_take_little_memory(
     begun: Callable[..., Any], write_rows: Callable[..., Path], few: int, many: int
 ) -> None:
