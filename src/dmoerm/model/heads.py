@@ -258,7 +258,7 @@ class _MLP(nn.Module):
         members, weights = game(embeddings, z.device)
         rows = max(1, _GAME_ELEMENTS // (len(members) * self.fc1.out_features))
         hidden = (torch.einsum("cm,nmh->nch", members, part) + self.fc1.bias for part in terms.split(rows))
-        return torch.cat([self.fc2(self.activation(part)).squeeze(-1) @ weights for part in hidden])
+        return torch.cat([(self.activation(part) * self.fc2.weight).sum(-1) @ weights for part in hidden])
 
 
 class _Linear(nn.Module):
