@@ -252,6 +252,11 @@ def test_the_first_words_say_why_the_best_response_is_better(visit: Callable[...
     write(page, *RESPONSES, prompt="Again.")
     score(page)
     assert page.locator("#status").text_content().endswith("unused +0.25, charm +0.20, 3 others +0.07.")
+    parts[0]["contributions"]["general"], parts[1]["contributions"]["general"] = 1.0, 0.3
+    write(page, *RESPONSES, prompt="Once more.")
+    score(page)
+    why = "B is likely better than A (70%): overall models −0.80, empathy +0.70, "
+    assert page.locator("#status").text_content().startswith(why)
 
 
 def test_truncated_texts_are_not_called_level(visit: Callable[..., Any]) -> None:

@@ -2,7 +2,7 @@
 
 import { badge, capabilities, contributions, dot, matrix, reach, route } from "./charts.js";
 import { make } from "./dom.js";
-import { comparison, contributor, letter, percent, readable, signed } from "./words.js";
+import { comparison, contributor, isModel, letter, percent, readable, signed } from "./words.js";
 
 const NAMED = 4; // contributions in a sentence, at most; the others are summed up
 
@@ -28,11 +28,14 @@ export function summary({ scores, win_probabilities: wins }) {
 function reasons({ contributions: own }, other) {
   const [names, less] = [Object.keys(own), other?.contributions ?? {}];
   if (!names.length || (other && !Object.keys(less).length)) return "";
-  const parts = names.map((name) => [contributor(name), own[name] - (less[name] ?? 0)]).filter(([, value]) => value);
-  parts.sort(([, first], [, second]) => Math.abs(second) - Math.abs(first));
-  const rest = parts.length > NAMED + 1 ? parts.splice(NAMED) : [];
-  if (rest.length) parts.push([`${rest.length} others`, rest.reduce((sum, [, value]) => sum + value, 0)]);
-  return parts.length ? `: ${parts.map(([name, value]) => `${name} ${signed(value)}`).join(", ")}` : "";
+  const sum = (parts) => parts.reduce((total, [, value]) => total + value, 0);
+  const parts = names.map((name) => [name, own[name] - (less[name] ?? 0)]).filter(([, value]) => value);
+  const [models, capabilities] = [true, false].map((is) => parts.filter(([name]) => isModel(name) === is));
+  const shown = [...capabilities, ...(models.length > 1 ? [["overall models", sum(models)]] : models)];
+  shown.sort(([, first], [, second]) => Math.abs(second) - Math.abs(first));
+  const rest = shown.length > NAMED + 1 ? shown.splice(NAMED) : [];
+  if (rest.length) shown.push([`${rest.length} others`, sum(rest)]);
+  return shown.length ? `: ${shown.map(([name, value]) => `${contributor(name)} ${signed(value)}`).join(", ")}` : "";
 }
 
 /** Whether words such as “about level with” would be wrong, since the model did not read all of both texts. */

@@ -4,15 +4,18 @@ export const letter = (index) => String.fromCharCode(65 + index);
 
 export const readable = (name) => name.replaceAll("_", " ");
 
-const CONTRIBUTORS = {
-  per_task: "task’s own model",
-  all_labels: "model of all labels",
-  general: "general model",
-  other_tasks: "other tasks’ models",
-};
+const MODELS = new Map([
+  ["per_task", "task’s own model"],
+  ["all_labels", "model of all labels"],
+  ["general", "general model"],
+  ["other_tasks", "other tasks’ models"],
+]);
+
+/** Whether a contribution to a reward is a model’s and not a capability’s. */
+export const isModel = (name) => MODELS.has(name);
 
 /** The name of what contributes to a reward: a capability or a model. */
-export const contributor = (name) => CONTRIBUTORS[name] ?? readable(name);
+export const contributor = (name) => MODELS.get(name) ?? readable(name);
 
 /** +1.24 or −0.40, with a true minus sign. */
 export function signed(number) {
