@@ -16,6 +16,8 @@ from evidence.rl import PolicyConfig, RLConfig, draw_prompts, make_policy
 from evidence.rl.policy import _rows, load_policy, render
 from evidence.rl.sampling import isolated_randomness, sample
 
+pytestmark = pytest.mark.slow  # they train a policy
+
 
 def share_that_ends(folder) -> float:
     model, tokenizer = load_policy(folder)

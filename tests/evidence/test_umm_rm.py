@@ -15,6 +15,8 @@ from dmoerm.training.embedding import base_embeddings
 from evidence.methods import umm_rm as model
 from evidence.methods.umm_rm import UpcycledMLP, mean_gates, merge, train_method, upcycled
 
+pytestmark = pytest.mark.slow  # they train branches
+
 
 class Double(nn.Module):
     """An MLP stand-in: multiplies by a factor."""
