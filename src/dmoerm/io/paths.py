@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 SHIPPED = Path(__file__).parents[1] / "models"
-"""The models that come with the package. Their names are those of their folders, unless such a path exists."""
+"""The models that come with the package. A folder's name names its model, unless a path of that name exists."""
 
 
 def model_folder(path: str) -> str:

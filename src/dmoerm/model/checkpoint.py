@@ -304,7 +304,7 @@ def name_backbone(model: Mixture, name: str) -> None:
 
 
 def _is_unchanged(model: Mixture, dtype: torch.dtype | None) -> bool:
-    """Return whether the pretrained parts, saved in a dtype, are those of the backbone that the model names."""
+    """Return whether the pretrained parts, saved in a dtype, equal the parts of the named backbone."""
     source = model.config.backbone_source
     if source is None or dtype not in (None, as_dtype(model.config.backbone["dtype"])):
         return False
