@@ -40,21 +40,24 @@ from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
 from .backbone import load_tokenizer
-from .backbone_source import (
-    GENERAL,
-    TRUNK,
-    States,
-    check_digest,
-    is_unchanged,
-    pretrained_parts,
-    read_backbone,
-    state_digest,
-)
 from .configuration import DMoERMConfig, read_config, stored_config
 from .experts import read_adapter, write_adapter
 from .integrity import FILES, SUMS, TEXTS, check_files, check_sums, checked, read_tensors, write_sums, write_tensors
 from .layers import Decoder, join
-from .loading import LoadOptions, as_dtype, dense_state, quantize
+from .loading import (
+    GENERAL,
+    TRUNK,
+    LoadOptions,
+    States,
+    as_dtype,
+    check_digest,
+    dense_state,
+    is_unchanged,
+    pretrained_parts,
+    quantize,
+    read_backbone,
+    state_digest,
+)
 from .mixture import Mixture
 from .training_prompts import PROMPTS_FILE, PromptStatistics, TrainingPrompts
 
@@ -95,7 +98,7 @@ def save(
             config = stored_config(model.config)
             if dtype is not None:
                 config.backbone = config.backbone | {"dtype": str(dtype).removeprefix("torch.")}
-            if backbone or config.backbone["dtype"] != model.config.backbone["dtype"] or not is_unchanged(model):
+            if backbone or config.backbone != model.config.backbone or not is_unchanged(model):
                 config.backbone_source = None
             config.save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
