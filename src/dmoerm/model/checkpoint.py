@@ -22,15 +22,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -38,24 +36,33 @@ from transformers import PreTrainedModel
 from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
 from ..config import AggregatorConfig, EncodingConfig, LoRAConfig
-from ..errors import BackboneError, CheckpointError, ConfigError, shorten
+from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
-from .backbone import BUNDLED, load_layers, load_tokenizer
-from .configuration import BackboneSource, DMoERMConfig, read_config, stored_config
+from .backbone import load_tokenizer
+from .configuration import DMoERMConfig, read_config, stored_config
 from .experts import read_adapter, write_adapter
 from .integrity import FILES, SUMS, TEXTS, check_files, check_sums, checked, read_tensors, write_sums, write_tensors
-from .layers import Decoder, join, split_layers
-from .loading import LoadOptions, as_dtype, dense_state, quantize
+from .layers import Decoder, join
+from .loading import (
+    GENERAL,
+    TRUNK,
+    LoadOptions,
+    States,
+    as_dtype,
+    check_digest,
+    dense_state,
+    is_unchanged,
+    pretrained_parts,
+    quantize,
+    read_backbone,
+    state_digest,
+)
 from .mixture import Mixture
 from .training_prompts import PROMPTS_FILE, PromptStatistics, TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
-States = Mapping[str, Mapping[str, Tensor]]
-"""The name of a file of the checkpoint → the state of its part."""
 _NAMES_IN_CARD = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
-TRUNK, GENERAL = "trunk.safetensors", "general/branch.safetensors"
-_BACKBONE_HINT = "name its backbone with --backbone PATH (in Python backbone=PATH, elsewhere $DMOERM_BACKBONE)"
 _FOLDER_HINT = "give the folder that `train` wrote"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -91,8 +98,7 @@ def save(
             config = stored_config(model.config)
             if dtype is not None:
                 config.backbone = config.backbone | {"dtype": str(dtype).removeprefix("torch.")}
-            left_out = {} if backbone or not _is_unchanged(model, dtype) else pretrained_parts(model)
-            if not left_out:
+            if backbone or config.backbone != model.config.backbone or not is_unchanged(model):
                 config.backbone_source = None
             config.save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
@@ -101,7 +107,7 @@ def save(
                     record.write(folder)
             write_tensors(small_state(model), folder / "model.safetensors")
             for path, part in _parts(model):
-                if path not in left_out:
+                if config.backbone_source is None or path not in pretrained_parts(model):
                     state = {name: tensor.to(dtype) for name, tensor in dense_state(part).items()}
                     write_tensors(state, folder / path)
             for task in model.config.tasks:
@@ -119,7 +125,8 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     """Load the checkpoint in a run's folder or in a folder of its own, or download it from the hub.
 
     Raises:
-        CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
+        CheckpointError: the model or its backbone does not exist, a file is missing, truncated, changed or foreign, or
+            the backbone has other weights than in training.
         ConfigError: the options contain a configuration that differs from the folder's.
     """
     path = model_folder(str(path))
@@ -129,46 +136,17 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
         if options.check:
             checks.enter_context(checked(lambda: check_sums(folder)))
         config = read_config(folder)
-        source = config.backbone_source or {"name": None, "digest": None}
-        backbone = options.backbone or source["name"]
-        pretrained = _read_backbone(folder, config, backbone, options.hub)
-        if pretrained and options.check:
-            checks.enter_context(checked(lambda: _check_digest(folder, backbone, source["digest"], pretrained)))
+        backbone, pretrained = options.backbone, {}
+        if (source := config.backbone_source) is not None:
+            backbone = backbone or source["name"]
+            pretrained = read_backbone(folder, config, backbone, options.hub)
+            if options.check:
+                checks.enter_context(checked(lambda: check_digest(folder, backbone, source["digest"], pretrained)))
         model = _read(folder, config, pretrained, model_class, options)
         options.check_config(folder)
     model.config.name_or_path = path  # TRL loads the tokenizer from there
     model.backbone_name = backbone
     return model if options.device is None else model.to(options.device)  # pyright: ignore
-
-
-def _read_backbone(folder: Path, config: DMoERMConfig, name: str | None, hub: Mapping[str, Any]) -> States:
-    """Return file name → state of the parts that the folder lacks, from the backbone of that name.
-
-    Raises:
-        CheckpointError: there is no such backbone, or it has fewer layers.
-    """
-    if config.backbone_source is None or name is None:
-        return {}
-    source, layers, dtype = config.backbone_source, config.backbone["num_hidden_layers"], config.backbone["dtype"]
-    options = {option: hub[option] for option in ("token", "cache_dir", "local_files_only") if option in hub}
-    if name == source["name"] and source["revision"]:
-        options["revision"] = source["revision"]
-    try:
-        loaded = load_layers(name, layers, getattr(torch, dtype), **options)
-    except BackboneError as error:
-        raise CheckpointError(f"{folder}: {error}; {_BACKBONE_HINT}") from None
-    if os.path.isabs(source["name"]):  # a folder may have moved; the name of a hub or a package stays valid
-        config.backbone_source = named_backbone(name, source["digest"])
-    trunk, branch = split_layers(loaded, config.branch_layer)
-    parts = {TRUNK: trunk, GENERAL: branch if config.shared_branch else None}
-    return {file: part.state_dict() for file, part in parts.items() if part is not None}
-
-
-def _check_digest(folder: Path, name: str, expected: str, pretrained: States) -> None:
-    if (actual := state_digest(*pretrained.values())) != expected:
-        digests = f"digest {expected[:16]}, not {actual[:16]}"
-        reason = f"was trained on a backbone with other weights than {name!r} ({digests})"
-        raise CheckpointError(f"{folder}: {reason}; {_BACKBONE_HINT}")
 
 
 def _read(
@@ -277,40 +255,6 @@ def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
             yield f"tasks/{folder_name(task)}/branch.safetensors", model.task_model(task).base.branch
 
 
-def pretrained_parts(model: Mixture) -> dict[str, nn.Module]:
-    """Return file name → part of the parts that training leaves as the backbone has them."""
-    names = {TRUNK, GENERAL} if model.config.shared_branch else {TRUNK}
-    return {name: part for name, part in _parts(model) if name in names}
-
-
-def named_backbone(name: str, digest: str) -> dict[str, Any]:
-    """Return the fields of a `BackboneSource`: a folder with its absolute path, a name on the hub with its commit."""
-    revision = None
-    if name != BUNDLED and os.path.isdir(name):
-        name = os.path.abspath(name)
-    elif isinstance(file := try_to_load_from_cache(name, "config.json"), str):
-        revision = Path(file).parent.name
-    return BackboneSource(name=name, revision=revision, digest=digest).model_dump()
-
-
-def name_backbone(model: Mixture, name: str) -> None:
-    """Let checkpoints of a model name its backbone in place of containing it, if training leaves a part of it as it is.
-
-    `name` is `backbone.path`, from which the model has its weights.
-    """
-    if parts := pretrained_parts(model):
-        digest = state_digest(*(part.state_dict() for part in parts.values()))
-        model.config.backbone_source = named_backbone(name, digest)
-
-
-def _is_unchanged(model: Mixture, dtype: torch.dtype | None) -> bool:
-    """Return whether the pretrained parts, saved in a dtype, equal the parts of the named backbone."""
-    source = model.config.backbone_source
-    if source is None or dtype not in (None, as_dtype(model.config.backbone["dtype"])):
-        return False
-    return state_digest(*(part.state_dict() for part in pretrained_parts(model).values())) == source["digest"]
-
-
 def _expert_path(task: str, capability: str) -> str:
     return f"tasks/{folder_name(task)}/experts/{folder_name(capability)}"
 
@@ -412,19 +356,6 @@ def _reason(error: Exception) -> str:
 def digest(*parts: nn.Module | None) -> str:
     """Return the first 16 digits of the digest of all weights of the parts."""
     return state_digest(*(part.state_dict() for part in parts if part is not None))[:16]
-
-
-def state_digest(*states: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all tensors with their names, dtypes and shapes; threads share the work."""
-
-    def line(named: tuple[str, Tensor]) -> str:
-        name, tensor = named
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        return f"{hashlib.sha256(content).hexdigest()} {name} {tensor.dtype} {tuple(tensor.shape)}\n"
-
-    with ThreadPoolExecutor() as pool:
-        lines = pool.map(line, (named for state in states for named in sorted(state.items())))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_same_trunk(model: Mixture, other: Mixture, names: tuple[str, str]) -> None:

@@ -30,11 +30,11 @@ from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import branch_without_weights, check_backbone, load_backbone, resolve_branch_layer
-from ..model.checkpoint import name_backbone, with_tokenizer
+from ..model.checkpoint import with_tokenizer
 from ..model.configuration import FORMAT_VERSION, backbone_settings
 from ..model.experts import check_targets, lora_targets
 from ..model.layers import split_layers
-from ..model.loading import quantize
+from ..model.loading import name_backbone, quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
