@@ -78,7 +78,7 @@ class Score:
             unbounded reward (see `unbound_reward`). The scores are those of the task's capabilities; `per_task`, the
             task's own model of overall labels; `all_labels`, its head on all labels; `general`, the general model; and
             `other_tasks`, the other tasks' models where models are mixed. A score without weight has exactly 0. Empty
-            for an empty response, and for the paper's aggregator of more than 10 capabilities (docs/training.md).
+            for an empty response, and for the paper's aggregator of more than 10 capabilities (docs/serving.md).
     """
 
     reward: float
