@@ -11,14 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 import uvicorn
 
 import dmoerm
+
+
+def in_short(values: Iterable[Any], *short: Any) -> list[Any]:
+    """Parameters of a test: `make test` runs those of `short`, `make test-all` the others, too."""
+    return [value if value in short else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @contextlib.contextmanager

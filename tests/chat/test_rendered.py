@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
 
@@ -62,6 +62,7 @@ def test_the_own_template_reads_back_what_it_wrote(name, bos):
     assert reader.prompt(prompt) == tuple(TALK)
 
 
+@settings(max_examples=40)
 @given(texts, texts, texts)
 def test_any_texts_read_back(question, answer, again):
     chat_encoder = encoder(CHATML)

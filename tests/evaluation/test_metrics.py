@@ -106,6 +106,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / 200 <= 0.99
 
 
+@pytest.mark.slow
 def test_an_interval_includes_the_spread_of_the_seeds() -> None:
     """Each of five runs has an accuracy of its own around 0.7; prompts alone do not tell how much these vary."""
     rng = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
     "changes",
     [
         {},
-        {"base": "frozen"},
+        pytest.param({"base": "frozen"}, marks=pytest.mark.slow),
         pytest.param({"router": {"kind": "own"}}, marks=pytest.mark.slow),
         {"backbone": {"branch_layer": 0}, "router": {"kind": "own"}},
     ],

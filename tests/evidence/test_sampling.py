@@ -26,6 +26,7 @@ FIRST, SECOND = RLPrompt("chitchat", "one?"), RLPrompt(None, "two?")
 PROMPTS = ["User: hello\nAssistant:", "User: tell me about the sea, at some length, please\nAssistant:"]
 
 
+@pytest.mark.slow
 def test_log_probabilities_do_not_depend_on_the_batch(policy):
     model, tokenizer = load_policy(policy)
     with isolated_randomness(1):
@@ -36,6 +37,7 @@ def test_log_probabilities_do_not_depend_on_the_batch(policy):
         torch.testing.assert_close(log_probabilities(model, [one], 0.7)[0], found, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_sampling(policy):
     """The first token's frequencies over many samples are its probabilities."""
     model, tokenizer = load_policy(policy)

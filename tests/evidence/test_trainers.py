@@ -31,6 +31,7 @@ def test_generalized_advantages(decay):
         assert not found[row, length:].any()
 
 
+@pytest.mark.slow
 def test_a_value_does_not_see_its_own_token(policy):
     """A value depends on the tokens before its own alone."""
     model, _ = load_policy(policy)

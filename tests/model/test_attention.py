@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import in_short
 from tiny import write_backbone
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -119,7 +120,7 @@ WINDOWED = {
 }
 
 
-@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("kind", in_short(WINDOWED, "gemma2", "gpt_oss"))
 @each_waste
 def test_short_windows_caps_and_sinks_equal_transformers_eager_attention(
     load: Callable[..., Decoder], tmp_path: Path, kind: str, waste: Waste

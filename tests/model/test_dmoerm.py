@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from running import in_short
 from tiny import HEADS, assert_same, make_model, make_tiny_config
 
 from dmoerm.errors import DataError
@@ -39,7 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=in_short(FORMS, "frozen heads", "the paper's", "mixed"))
 def model(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> DMoERM:
     made = make_model(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("model"), **FORMS[request.param]))
     if request.param == "mixed":

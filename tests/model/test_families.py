@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import in_short
 from tiny import HEADS, make_model, make_tiny_config, tiny_groups, tiny_tokenizer, write_backbone
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from typer.testing import CliRunner
@@ -88,7 +89,7 @@ WRITERS: dict[str, Callable[[Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", in_short(WRITERS, "qwen3_5_text", "llama4"))
 def test_a_model_on_any_backbone_is_saved_and_loaded(tmp_path: Path, kind: str) -> None:
     """The model has LoRA experts that differ. Each score depends on no other response."""
     kind_of_router = "trunk" if kind == "gemma3" else "own"

@@ -8,6 +8,7 @@ from pathlib import Path
 import fake_bitsandbytes
 import pytest
 import torch
+from running import in_short
 from safetensors.torch import load_file
 from tiny import assert_same, make_model, make_tiny_config, tiny_groups, train_quietly, write_groups
 from torch import nn
@@ -22,7 +23,7 @@ from dmoerm.model.loading import quantize
 PROMPT, RESPONSES = "How are you?", ["Fine, and you?", "No.", "x " * 20]
 
 
-@pytest.mark.parametrize("name", ["qwen3-0.6b", "llama-8b-qlora"])
+@pytest.mark.parametrize("name", in_short(["qwen3-0.6b", "llama-8b-qlora"], "llama-8b-qlora"))
 def test_a_shipped_config_trains_on_4_bits_and_saves_dense_weights_that_quantize_to_the_same_bits(
     name: str, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

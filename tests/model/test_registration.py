@@ -37,9 +37,8 @@ def conversation(model: DMoERM, prompt: str, response: str) -> str:
     return model.tokenizer.apply_chat_template(messages, tokenize=False)
 
 
-@pytest.mark.parametrize(
-    "order", [name if name == "dmoerm first" else pytest.param(name, marks=pytest.mark.slow) for name in ORDERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_auto_classes_load_a_folder_in_a_fresh_process(trained_run: Any, order: str) -> None:
     model: DMoERM = trained_run.model
     path = str(trained_run.folder / "model")

@@ -202,9 +202,8 @@ def test_files_check_the_weights_first_and_do_not_mind_the_rows_tasks(
 # --- the deterministic mode ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("router", "dtype"), [("trunk", "bfloat16"), pytest.param("own", "float32", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("router", "dtype"), [("trunk", "bfloat16"), ("own", "float32")])
 def test_deterministic_scores_are_the_same_to_the_last_bit_alone_and_beside_any_others(
     tiny_backbone: str, tmp_path: Path, router: str, dtype: str
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import in_short
 from simulated_device import reference_kernel, to_device, using_device
 from tiny import make_model, make_tiny_config, write_backbone
 from torch import Tensor, nn
@@ -156,7 +157,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", in_short(["float32", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_step_never_waits(
     tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str

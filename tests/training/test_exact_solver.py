@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import in_short
 from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 from torch import Tensor
 
@@ -198,7 +199,7 @@ def auto_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", in_short(["float32", "bfloat16"], "bfloat16"))
 def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(
     auto_config: Callable[..., Config], dtype: str
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import in_short
 from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 from torch import Tensor, nn
 
@@ -58,9 +59,7 @@ class Selected:
         return watched
 
 
-@pytest.fixture(
-    params=[pytest.param(n, marks=[pytest.mark.slow] if n == "warm" else []) for n in RECIPES], scope="module"
-)
+@pytest.fixture(params=in_short(RECIPES, "lora", "finetune"), scope="module")
 def trained(request: Any, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on a bfloat16 backbone, what each step selected, and the model that the run saved."""
     folder = tmp_path_factory.mktemp(request.param)
