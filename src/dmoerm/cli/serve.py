@@ -63,12 +63,7 @@ def command(
     if processes() > 1 and workers > 1:
         raise ConfigError("--workers: several processes divide one model; leave it out, or start one process")
     key, hosts = _key(api_key_file), tuple(allow_host or ())
-    try:
-        server_settings = serving.ServingConfig
-    except ModuleNotFoundError as error:
-        message = f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
-        raise ConfigError(message) from None
-    settings = server_settings(
+    settings = serving.ServingConfig(
         batch_tokens=batch_tokens,
         deterministic=deterministic,
         pass_timeout=pass_timeout,

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict
 
 from ..data.rows import PlacedRow, file_kind, is_compressed, line_rows, open_rows, parquet_rows
@@ -187,6 +185,9 @@ def write_lines(file: TextIO, rows: list[ScoreRow]) -> None:
 
 @contextlib.contextmanager
 def _parquet(path: Path, best: bool) -> Iterator[Write]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
     numbers = pa.list_(pa.float64())
     schema = pa.schema(
         [
@@ -254,6 +255,8 @@ def shards_of(file: str, most: int) -> list[Shard]:
     kind = "" if is_compressed(file) else file_kind(file)
     try:
         if kind == ".parquet":
+            from pyarrow import parquet
+
             with open_binary(file) as source:
                 total = parquet.read_metadata(source).num_rows
             starts = range(0, total, most)

@@ -18,16 +18,13 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+import openai
+from openai.types.chat import ChatCompletion
+
 from ..errors import ConfigError, LabelingError, shorten
 from .prompt import Token
 from .questions import Endpoint
 from .store import JudgeAnswer
-
-try:
-    import openai
-    from openai.types.chat import ChatCompletion
-except ModuleNotFoundError:
-    raise ConfigError("labeling requires the openai package; run pip install '.[label]' in dmoerm's folder") from None
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
