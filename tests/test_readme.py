@@ -17,15 +17,27 @@ from dmoerm.cli import app
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_server_command_runs(trained_run, tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(trained_run.folder)
+def test_the_server_command_runs(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (line,) = re.findall(r"`dmoerm serve ([^`]+)`", README.read_text(encoding="utf-8"))
     model, *options = shlex.split(line)
     port = free_port()
     with command(model, port, *options, log=tmp_path / "log"):
         assert "<title>dmoerm" in httpx2.get(f"http://127.0.0.1:{port}/").text
+
+
+def test_the_score_command_prints_what_the_page_says(smollm2):
+    text = README.read_text(encoding="utf-8").replace("\\\n", " ")
+    line, printed = re.search(r"(dmoerm score human .*)\n```\n\n```\n((?:.*\n)*?)```", text).groups()
+    result = CliRunner(env={"NO_COLOR": "1"}).invoke(app, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
+    found, expected = (figures(each) for each in (result.stdout.partition("\n┏")[0], printed))
+    assert found == pytest.approx(expected, abs=0.15)  # bfloat16 differs between processors
+
+
+def figures(text: str) -> dict[str, float]:
+    """The numbers of the two lines by name."""
+    return {name: float(value) for name, value in re.findall(r"(\w+) ([-+]?[\d.]+\d)", text)}
 
 
 @pytest.mark.slow
@@ -40,7 +52,7 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
     assert found.peak_memory < 4 * 2**30
     model = DMoERM.from_pretrained(tmp_path / "demo")
     examples = json.loads((Path(serving.__file__).parent / "page" / "examples.json").read_text(encoding="utf-8"))
-    for example in examples:  # on the server's page: the first response is the best
+    for example in (e for e in examples if e["task"] in model.config.tasks):  # on the page: the first is the best
         best, *others = model.score(example["prompt"], example["responses"])
         assert best.task == example["task"] in model.config.tasks
         for other in others:

@@ -203,6 +203,12 @@ def test_what_cannot_be_added_is_refused(both: Path, arguments: list[str], messa
     assert message in dmoerm("add", both, *arguments, fails=True)
 
 
+def test_the_model_of_the_package_does_not_change() -> None:
+    assert "human is a part of the package; give --output" in dmoerm(
+        "remove", "human", "--task", "x", "--in-place", fails=True
+    )
+
+
 def test_the_card_lists_each_change_once() -> None:
     history = [ModelChange(change="add", task=name, time="now", data="d" * 64).model_dump() for name in "ab"]
     first = with_changes("# Card\n\n## Use\n\nrun\n", history[:1])

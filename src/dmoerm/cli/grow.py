@@ -11,7 +11,7 @@ import typer
 from ..config import DataConfig
 from ..data.readers import read_groups
 from ..errors import ConfigError
-from ..io.paths import model_folder
+from ..io.paths import SHIPPED, model_folder
 from .models import load_model, quieten
 from .options import Backbone, Overrides, grouped, lazily
 
@@ -45,6 +45,8 @@ class Change:
         folder = Path(model_folder(str(self.model)))
         if (self.output is None) != self.in_place:
             raise ConfigError("give either --output FOLDER or --in-place")
+        if self.in_place and folder.parent == SHIPPED:
+            raise ConfigError(f"--in-place: {self.model} is a part of the package; give --output FOLDER")
         if self.output is not None and self.output.exists():
             hint = "name a new folder, or use --in-place to replace MODEL"
             raise ConfigError(f"--output {self.output}: exists already; {hint}")

@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -137,12 +137,18 @@ class Posterior(nn.Module):
     """The covariance of a calibrated reward's weights on normalized embeddings (…, D). A new one is unknown."""
 
     rest: Tensor  # (D,), 0 if there is no posterior
-    basis: Tensor  # (D, R), R = min(64, D)
+    basis: Tensor  # (D, R), R = min(64, D), or fewer in a checkpoint that was made smaller
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("rest", torch.zeros(width))
         self.register_buffer("basis", torch.zeros(width, min(MAX_RANK, width)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        basis = state_dict.get(f"{prefix}basis")
+        if basis is not None and basis.ndim == 2 and 0 < basis.shape[1] < self.basis.shape[1]:
+            self.basis = self.basis[:, : basis.shape[1]]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def known(self) -> bool:
