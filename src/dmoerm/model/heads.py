@@ -144,7 +144,9 @@ class Posterior(nn.Module):
         self.register_buffer("rest", torch.zeros(width))
         self.register_buffer("basis", torch.zeros(width, min(MAX_RANK, width)))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         basis = state_dict.get(f"{prefix}basis")
         if basis is not None and basis.ndim == 2 and 0 < basis.shape[1] < self.basis.shape[1]:
             self.basis = self.basis[:, : basis.shape[1]]
