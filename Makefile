@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser facts check format docs package test test-all test-lowest bench bench-gpu evidence demo chaos fuzz audit nightly lock clean
+.PHONY: install browser facts check format docs notebooks package test test-all test-lowest bench bench-gpu evidence demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -38,6 +38,10 @@ format: install
 # The documentation as a site in build/site; a link or an anchor that leads nowhere is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Run the notebooks of examples/; `python tools/notebooks.py` also stores their output.
+notebooks: install
+	$(BIN)/python tools/notebooks.py --check
 
 # The source distributions and wheels of both packages, in dist/, after a trial of each wheel in an empty environment.
 package: install

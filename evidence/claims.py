@@ -148,13 +148,13 @@ def seconds_over_plain(*works: str) -> Figures:
 
 
 def cell(column: str, label: str, text: str, *rows: str) -> Figures:
-    """Return the figures of a column of a stored table, by `text` with the entry of another column.
+    """Return the figures of a column of the first stored table, by `text` with the entry of another column.
 
     An entry is `value (low to high)` or a single number; the page shows as many decimals. `rows` selects entries.
     """
 
     def figures(results: Any) -> Mapping[str, Figure]:
-        (table,) = results["tables"].values()
+        table = next(iter(results["tables"].values()))
         found: dict[str, Figure] = {}
         for row in table:
             if not rows or row[label] in rows:
@@ -316,6 +316,19 @@ CLAIMS = (
         "adding-human",
         cell("changed groups", "arrival", "arrival {}:"),
         at_most(0),
+    ),
+    Claim(
+        "The capability that contributes most to the preferred response is one on which people prefer it too, minus a "
+        "capability by chance (195 prompts, 3 seeds)",
+        "reasons-human",
+        cell("contribution − chance", "task", "{}", "mean"),
+        above,
+    ),
+    Claim(
+        "… minus the capability with the largest lead in raw scores",
+        "reasons-human",
+        cell("contribution − raw", "task", "{}", "mean"),
+        level,
     ),
     Claim(
         "Scoring by the recipe `frozen` takes less than half of the time of one plain reward model (ratio; four "

