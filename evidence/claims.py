@@ -142,7 +142,8 @@ def seconds_over_plain(*works: str) -> Figures:
 
     def figures(results: Any) -> Mapping[str, Figure]:
         rows = {row["work"]: row for row in results["rows"] if row["peer"] == "plain"}
-        return {work: Figure.single(rows[work]["ours_s"] / rows[work]["peer_s"], 2) for work in works}
+        names = {work: "float32" if "_fp32_" in work else "bfloat16" for work in works}
+        return {names[work]: Figure.single(rows[work]["ours_s"] / rows[work]["peer_s"], 2) for work in works}
 
     return figures
 

@@ -61,7 +61,7 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
     assert all(
         text in result.stdout for text in ("Accuracy on held-out prompts", "dmoerm - general", "A held-out prompt")
     )
-    assert "response 1 is better than response 2 by" in result.stdout
+    assert re.search(r"response \d is better than response \d by", result.stdout)
 
 
 def test_hints_do_not_install_a_package_that_is_not_on_pypi() -> None:

@@ -40,6 +40,9 @@ def trl() -> list[Row]:
     return [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in choices()]
 
 
+SUMS = [{"prompt": f"What is {i} + 5?", "chosen": f"{i + 5}", "rejected": "No idea."} for i in range(40)]
+
+
 def native() -> list[Row]:
     return [json.loads(group.model_dump_json(exclude_defaults=True)) for group in tiny_groups()]
 
@@ -252,6 +255,8 @@ def test_nothing_is_replaced_without_force(
     [
         (native()[:3], (), "3 prompts have two responses of which one is preferred; at least 10 are needed"),
         (native(), ("--task-column", "sorce"), "no row has the column 'sorce'"),
+        (native(), ("--clusters", "2"), "--clusters: the tasks are those of the data"),
+        (SUMS, ("--clusters", "2"), "--clusters: the prompts do not fall into 2 clusters; each needs 10 prompts"),
         ([{"text": "a"}] * 20, (), "mine.jsonl:1: the row has an unknown format"),
     ],
 )

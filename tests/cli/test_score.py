@@ -22,9 +22,11 @@ def test_the_responses_to_one_prompt(trained_run, tmp_path):
     expected = trained_run.model.score("I failed my exam.", ["OK.", "Oh no! What happened?"], "chitchat")
     assert [row["response"] for row in found["scores"]] == ["OK.", "Oh no! What happened?"]
     assert [row["reward"] for row in found["scores"]] == pytest.approx([each.reward for each in expected], abs=1e-5)
-    best, worst = sorted(expected, key=lambda each: -each.reward)
-    assert result.stdout.index(f"{best.reward:+.2f}") < result.stdout.index(f"{worst.reward:+.2f}")
-    assert all(name in result.stdout for name in best.contributions)
+    first, second = expected
+    assert result.stdout.index(f"{first.reward:+.2f}") < result.stdout.index(f"{second.reward:+.2f}"), "as given"
+    better, other = (1, 2) if first.reward > second.reward else (2, 1)
+    assert f"response {better} is better than response {other} by" in result.stdout
+    assert all(name in result.stdout for name in first.contributions)
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,10 @@ def demo(
     _print_paths(config)
 
 
+@grouped
 def compare(
     config: ConfigName,
+    rows: RowOptions,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated. Default: 0, 1 and 2.")
     ] = None,
@@ -102,7 +104,7 @@ def compare(
     quieten()
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(f"a comparison runs in one process, not {count}; start it without a launcher")
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, [*(overrides or ()), *rows.settings()])
     settings = changed(settings, {"output": str(output or f"{settings.output}-compare")})
     command = " ".join(["dmoerm", *sys.argv[1:]])
     comparison = comparing.compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)

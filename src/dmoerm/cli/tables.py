@@ -79,7 +79,7 @@ def print_results(console: Console, results: Results) -> None:
         rows = [[task, *(row.get(name, 0) or "·" for name in names)] for task, row in router.confusion.items()]
         console.print(table("Router: prompts by task and likeliest task", ["task", *names], rows))
     lines = [f"win probability: expected calibration error {results.calibration.ece:.3f}"]
-    if router.accuracy is not None:
+    if router.accuracy is not None and len(router.confusion) > 1:
         ece = "" if router.ece is None else f", expected calibration error {router.ece:.3f}"
         lines.insert(
             0,
@@ -87,7 +87,8 @@ def print_results(console: Console, results: Results) -> None:
             f"{router.fallback:.1%} below the threshold (scored by the general model){ece}",
         )
     if results.length_bias:
-        parts = (f"{method} {bias.spearman:+.2f}" for method, bias in results.length_bias.items())
+        named = {"human": "the labels"}
+        parts = (f"{named.get(name, name)} {bias.spearman:+.2f}" for name, bias in results.length_bias.items())
         lines.append(f"rank correlation with length: {', '.join(parts)}")
     if results.time:
         lines.append(f"training: {', '.join(f'{phase} {seconds:.0f} s' for phase, seconds in results.time.items())}")
@@ -114,23 +115,25 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def print_scores(console: Console, responses: Sequence[str], scores: Sequence[Score]) -> None:
-    """Print the scores of the responses to one prompt, the best first, and why it is better than the last one."""
+    """Print the scores of the responses to one prompt, and why the best is better than the worst."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i].reward)
-    texts, ranked = [responses[i] for i in order], [scores[i] for i in order]
-    best, worst = ranked[0], ranked[-1]
+    best, worst = scores[order[0]], scores[order[-1]]
     route = sorted(best.route.items(), key=lambda item: -item[1])[:2]
     console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
     if parts := best.advantage(worst):
         reasons = ", ".join(f"{name} {value:+.2f}" for name, value in parts.items() if value)
-        line = f"response 1 is better than response {len(ranked)} by {sum(parts.values()):.2f}: {reasons}"
+        first, last = order[0] + 1, order[-1] + 1
+        line = f"response {first} is better than response {last} by {sum(parts.values()):.2f}: {reasons}"
         console.print(line, soft_wrap=True)
-    rows: list[Sequence[str | None]] = [["text", *texts], ["reward", *(f"{score.reward:+.2f}" for score in ranked)]]
-    if len(ranked) > 1:
-        rows.append(["the best one wins with", None, *(f"{best.win_probability(other):.0%}" for other in ranked[1:])])
-    rows += [[name, *(_contribution(score, name) for score in ranked)] for name in best.contributions]
+    rewards = (f"{score.reward:+.2f}" for score in scores)
+    rows: list[Sequence[str | None]] = [["text", *responses], ["reward", *rewards]]
+    if len(scores) > 1:
+        wins = (None if score is best else f"{best.win_probability(score):.0%}" for score in scores)
+        rows.append([f"response {order[0] + 1} wins with", *wins])
+    rows += [[name, *(_contribution(score, name) for score in scores)] for name in best.contributions]
     if best.uncertainty is not None:
-        rows.append(["uncertainty", *("–" if s.uncertainty is None else f"{s.uncertainty:.2f}" for s in ranked)])
-    console.print(table("", ["", *(f"response {i + 1}" for i in range(len(ranked)))], rows, show_lines=True))
+        rows.append(["uncertainty", *("–" if s.uncertainty is None else f"{s.uncertainty:.2f}" for s in scores)])
+    console.print(table("", ["", *(f"response {i + 1}" for i in range(len(scores)))], rows, show_lines=True))
 
 
 def _contribution(score: Score, name: str) -> str:

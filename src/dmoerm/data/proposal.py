@@ -80,7 +80,7 @@ def propose(
         clusters: the number of clusters of prompts if no column names tasks; None: chosen by the data.
 
     Raises:
-        ConfigError: the format or the column does not exist.
+        ConfigError: the format or the column does not exist, or the prompts do not fall into that many clusters.
         DataError: a source cannot be read, or fewer than `MIN_PROMPTS` prompts have an ordered pair.
     """
     rows = {source: list(open_rows(source, split)) for source in sources}
@@ -92,6 +92,8 @@ def propose(
 
     readings = read()
     named = any(group.task for reading in readings for group in reading.groups)
+    if clusters and (named or task_column):
+        raise ConfigError("--clusters: the tasks are those of the data or of --task-column; leave it out")
     column = task_column or (None if named or clusters else _task_column(whole))
     if column:
         known = {name for row in whole for name in row}
@@ -114,6 +116,9 @@ def propose(
     if not column and not named:
         groups = _clustered(groups, clusters)
         alike = any(group.task == ONE_TASK for group in groups)
+        if clusters and clusters > 1 and alike:
+            hint = f"each needs {MIN_PROMPTS} prompts with words of its own; name a column by --task-column"
+            raise ConfigError(f"--clusters: the prompts do not fall into {clusters} clusters; {hint}")
         tasks_from = "default: the prompts are alike" if alike else "clusters of the prompts' words"
     notes = list[str]()
     for reading in readings:

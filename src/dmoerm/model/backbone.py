@@ -160,7 +160,7 @@ def described(
     except BackboneError:
         raise
     except (ImportError, *_BAD_VALUES, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(". ")
         # ImportError: an image model of another package, as in Gemma 3n
         known = isinstance(error, (ImportError, *_BAD_VALUES))
         raise BackboneError(f"backbone {path!r} cannot be loaded: {reason}{'' if known else hint}") from None

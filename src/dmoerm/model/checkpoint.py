@@ -274,7 +274,7 @@ def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
     if folder.exists():
         raise CheckpointError(f"{path}: is not a dmoerm model (it has no config.json); {_FOLDER_HINT}")
     if str(path).count("/") != 1:
-        raise CheckpointError(f"{path}: there is no such folder; {_FOLDER_HINT}, or a name on the hub such as me/model")
+        raise CheckpointError(f"{path}: there is no such folder; {_FOLDER_HINT}, human, or a hub name such as me/model")
     return download(str(path), **hub)
 
 

@@ -65,7 +65,8 @@ def findings(results: Results | Comparison) -> Iterator[tuple[str, str, str]]:
         if name not in RESERVED_CAPABILITIES
     }
     idle = [name for name, weight in experts.items() if round(weight, 2) == 0]
-    text = f"{len(idle)} of {len(experts)} have no weight in the reward" if experts else "their weights are not known"
+    none = "there are none, since no capability is graded" if results.weights else "their weights are not known"
+    text = f"{len(idle)} of {len(experts)} have no weight in the reward" if experts else none
     yield "Experts", text, ", ".join(idle)
     yield from (("Note", "", remark) for remark in results.remarks)
 
