@@ -17,6 +17,7 @@ from dmoerm.cli import app
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_server_command_runs(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (line,) = re.findall(r"`dmoerm serve ([^`]+)`", README.read_text(encoding="utf-8"))

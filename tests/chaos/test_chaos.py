@@ -33,7 +33,7 @@ def labeling(workspace: Workspace) -> tuple[Labeling, Reference]:
     return workload, reference(workload, workspace.subfolder("reference of one group"))
 
 
-@pytest.mark.parametrize("clock", [False, True])
+@pytest.mark.parametrize("clock", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_command_can_be_run_again(labeling: tuple[Labeling, Reference], tmp_path: Path, clock: bool) -> None:
     assert kill_and_rerun(*labeling, tmp_path, random.Random(1), clock) == ""
 

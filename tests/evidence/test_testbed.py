@@ -90,6 +90,7 @@ def test_prompts_are_distinct_plentiful_and_only_appended_to(task: str):
     assert any(isinstance(item.prompt, str) for item in items[:48])
 
 
+@pytest.mark.slow
 def test_asking_for_what_is_not_there_says_so():
     with pytest.raises(DataError, match="objective_qa has"):
         prompts("objective_qa", 10**6)

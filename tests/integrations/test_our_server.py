@@ -51,6 +51,7 @@ def test_scores_are_the_models(url: str, trained_run: Any) -> None:
         assert rm.models() == {"tiny": trained_run.model.config.tasks}
 
 
+@pytest.mark.slow
 def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     refused, wait_seconds = [], client.wait_seconds
 

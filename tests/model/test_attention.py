@@ -67,7 +67,7 @@ def test_outputs_equal_those_of_separate_sequences(
 
 
 @torch.no_grad()
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     more=st.lists(st.integers(0, 2), max_size=4),

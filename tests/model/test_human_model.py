@@ -44,6 +44,7 @@ def test_the_card_names_every_data_set_with_its_license() -> None:
     assert all(f"\n| {task}" in card and f"* **{task}**" in card for task in tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("smollm2")
 def test_every_first_response_of_the_pages_examples_is_the_best() -> None:
     model = DMoERM.from_pretrained("human")

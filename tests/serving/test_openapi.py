@@ -40,8 +40,9 @@ def shape(value):
 
 @pytest.mark.parametrize(
     ("examples", "phases"),
-    [(3, "examples,fuzzing"), pytest.param(50, "examples,coverage,fuzzing", marks=pytest.mark.slow)],
+    [(50, "examples,coverage,fuzzing")],
 )
+@pytest.mark.slow
 def test_no_request_causes_a_server_error(examples, phases, trained_run, tmp_path):
     """Schemathesis sends valid and invalid bodies to every route."""
     small = ServingConfig(max_responses=16, max_request_tokens=4096)

@@ -32,6 +32,7 @@ from dmoerm.serving.service import Service
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
 
 
+@pytest.mark.slow
 def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path):
     """SIGTERM with 12 requests in the queue: 12 answers, no new connection, and the process ends."""
     port, log = free_port(), tmp_path / "log"
