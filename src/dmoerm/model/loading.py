@@ -286,7 +286,7 @@ def state_digest(*states: Mapping[str, Tensor]) -> str:
 
 
 def _described(name: str, digest: str) -> dict[str, Any]:
-    """Return the fields of a `BackboneSource`: a folder or file with its absolute path, a name on the hub with its commit."""
+    """Return the fields of a `BackboneSource`: a path is absolute, a name on the hub has its commit."""
     revision = None
     if name != BUNDLED and (os.path.isdir(name) or name.endswith(GGUF)):
         name = os.path.abspath(name)
