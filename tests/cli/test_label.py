@@ -172,7 +172,7 @@ def test_groups_without_tasks_have_the_only_task_of_the_taxonomy(rows) -> None:
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ({"fatal": 401}, "Incorrect API key.*OPENAI_API_KEY"),
+        pytest.param({"fatal": 401}, "Incorrect API key.*OPENAI_API_KEY", marks=pytest.mark.slow),
         ({"rate": 1.0, "faults": ["unreadable"]}, r"error: \d+ answers in a row are unusable; .*'I cannot decide'"),
         ({"rejects": ["max_tokens"]}, "rejects the request field 'max_tokens'.*--request-field"),
     ],

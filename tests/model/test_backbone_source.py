@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from running import in_short
 from safetensors.torch import load_file, save_file
 from tiny import HEADS, make_model, write_backbone
 from transformers import AutoModelForSequenceClassification
@@ -37,7 +38,7 @@ def source(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())["backbone_source"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", in_short(["float32", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize(
     ("changes", "left_out"),
     [

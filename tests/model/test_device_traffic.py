@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import in_short
 from simulated_device import reference_kernel, to_device, using_device
 from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_tiny_config
 
@@ -44,7 +45,7 @@ def test_the_device_refuses_mixed_operations_and_counts() -> None:
         assert x.sum().cpu() == 15
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", in_short(["float32", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_pass_waits_for_the_route_and_for_the_scores(
     tiny_backbone: str, tmp_path: Path, kind: str, dtype: str

@@ -40,7 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=in_short(FORMS, "frozen heads", "the paper's", "mixed"))
+@pytest.fixture(scope="module", params=in_short(FORMS, "frozen heads", "the paper's"))
 def model(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> DMoERM:
     made = make_model(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("model"), **FORMS[request.param]))
     if request.param == "mixed":
