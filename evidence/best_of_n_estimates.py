@@ -4,7 +4,7 @@ From N ≥ n samples of a prompt, sorted by the proxy (1 … N, the best last), 
 best of n is Σ_{i=n..N} C(i−1, n−1) / C(N, n) · score_i. The binomials are computed in log space, so n and N may be
 large. Choosing the best of n moves the policy by at most KL = log n − (n−1)/n nats (arXiv 2210.10760; 2310.02743).
 
-Shapes: P prompts, N samples of one prompt, M values of n.
+Shapes: S seeds, P prompts, N samples of one prompt, M values of n, B resamples.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
-from dmoerm.bootstrap import interval, resampled_means
+from dmoerm.bootstrap import interval
 from dmoerm.errors import DataError
+from dmoerm.evaluation.metrics import PairCounts, resample
 from dmoerm.evaluation.results import ResultModel
 
 Array = NDArray[np.float64]
@@ -46,7 +47,7 @@ class MethodCurve(ResultModel):
     gold: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """`low` to `high` is the 95 % interval of `gold` by bootstrap over prompts."""
+    """`low` to `high` is the 95 % interval of `gold` by bootstrap over prompts and seeds."""
     fit: CurveFit | None
     falls_after: int | None
     """The n of the highest gold, if a larger n is below it with 95 % confidence."""
@@ -127,25 +128,35 @@ def _design(kind: str, d: Array) -> Array:
 
 
 def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> MethodCurve:
-    """Average best-of-n over prompts, with 95 % intervals by bootstrap over prompts and the curve of the gain in gold.
+    """Average best-of-n over prompts and seeds, with 95 % intervals over both and the curve of the gain in gold.
 
     Args:
-        proxy, gold: (P, M), proxy and gold of the best of each n on each prompt.
+        proxy, gold: (S, P, M), proxy and gold of the best of each n on each prompt by the model of each seed; NaN where
+            a seed does not have the prompt.
         ns: ascending.
         seed: seed of the bootstrap.
     """
-    means = resampled_means(gold, seed, _RESAMPLES)
-    low, high = interval(means, len(gold)).T
-    best = int(gold.mean(0).argmax())
-    falls = any(interval(means[:, k] - means[:, best], len(gold))[1] < 0 for k in range(best + 1, len(ns)))
+    means, prompts = resampled_gold(gold, seed), gold.shape[1]
+    low, high = interval(means, prompts).T
+    mean = np.nanmean(gold, axis=1).mean(0)
+    best = int(mean.argmax())
+    falls = any(interval(means[:, k] - means[:, best], prompts)[1] < 0 for k in range(best + 1, len(ns)))
     return MethodCurve(
-        proxy=tuple(proxy.mean(0).tolist()),
-        gold=tuple(gold.mean(0).tolist()),
+        proxy=tuple(np.nanmean(proxy, axis=1).mean(0).tolist()),
+        gold=tuple(mean.tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
-        fit=_curve(np.sqrt(best_of_n_kl(ns)), gold.mean(0), means),
-        falls_after=ns[best] if falls and len(gold) >= _MIN_PROMPTS else None,
+        fit=_curve(np.sqrt(best_of_n_kl(ns)), mean, means),
+        falls_after=ns[best] if falls and prompts >= _MIN_PROMPTS else None,
     )
+
+
+def resampled_gold(gold: Array, seed: int = 0) -> Array:
+    """Return the mean (B, M) of gold (S, P, M) over resamples of the prompts and of the seeds; NaN is left out."""
+    rows = {str(k): np.nan_to_num(gold[:, :, k]) for k in range(gold.shape[2])}
+    present = (~np.isnan(gold[:, :, 0])).astype(float)
+    drawn = resample(PairCounts([], present, rows), seed, _RESAMPLES)
+    return np.stack([drawn[name] for name in rows], axis=1)
 
 
 def _curve(d: Array, gold: Array, means: Array) -> CurveFit | None:

@@ -6,8 +6,8 @@
     testbed   the generator's prompts that no training part has, any number of samples, and the gold reward
     graded    held-out groups with many responses that people graded
 
-condition × seed → suite → rewards of all samples → curves over n: means over seeds, intervals over prompts. Runs of
-`evidence.compare` in the same folder are reused. Shapes: N samples of a prompt, M values of n.
+condition × seed → suite → rewards of all samples → curves over n, with intervals over prompts and seeds. Runs of
+`evidence.compare` in the same folder are reused. Shapes: S seeds, P prompts, N samples of a prompt, M values of n.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dmoerm.bootstrap import mean_interval
+from dmoerm.bootstrap import interval
 from dmoerm.config import Config, changed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
@@ -34,7 +34,7 @@ from dmoerm.evaluation.results import Difference, Document, ResultModel, version
 from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.schema import Group, Query, is_empty, prompt_key
 from evidence import testbed
-from evidence.best_of_n_estimates import MethodCurve, best_of_n, best_of_n_kl, summarize_prompts
+from evidence.best_of_n_estimates import MethodCurve, best_of_n, best_of_n_kl, resampled_gold, summarize_prompts
 from evidence.compare import command_line, options_parser, parsed, write_results
 from evidence.conditions import Changes, condition_run, run_data
 from evidence.testbed.prompts import PromptItem
@@ -197,7 +197,7 @@ def measure_best_of_n(
             suite = open_suite(condition_run(config, name, changes, seed, prompts), methods, console)
             for sample, scored in zip(seed_samples, score_samples(suite, seed_samples), strict=True):
                 rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)
-        measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], checked)
+        measured[name] = _condition(list(rows.values()), checked)
     tasks = {_prompt(sample): sample.query.task or "" for row in samples.values() for sample in row}
     return BestOfNResults(
         command=command,
@@ -240,29 +240,32 @@ def _prompt(samples: Samples) -> str:
     return f"{samples.query.task}\0{prompt_key(samples.query.prompt)}"
 
 
-def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[int]) -> BestOfNCondition:
-    """Compute the curves of all methods from each prompt's groups under every seed's models."""
-    tasks = list(dict.fromkeys(seeds[0][0].task for seeds in rows))
-    sets = {task: [seeds for seeds in rows if seeds[0][0].task == task] for task in tasks}
-    if len(tasks) > 1:
+def _condition(rows: Sequence[Mapping[int, Sequence[ScoredSamples]]], ns: Sequence[int]) -> BestOfNCondition:
+    """Compute the curves of all methods from each prompt's groups under each seed's models."""
+    task_of = [next(iter(seeds.values()))[0].task for seeds in rows]
+    sets = {
+        task: [row for row, own in zip(rows, task_of, strict=True) if own == task] for task in dict.fromkeys(task_of)
+    }
+    if len(sets) > 1:
         sets["all"] = list(rows)
-    methods = list(rows[0][0][0].rewards)
+    methods = list(next(iter(rows[0].values()))[0].rewards)
     curves: dict[str, dict[str, MethodCurve]] = {}
     ends: dict[str, dict[str, Difference]] = {}
     for name, prompts in sets.items():
-        # A prompt's row is the mean over its groups, then over the seeds' models: (P, 2, M).
-        found = {
-            method: np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
-            for method in methods
-        }
-        curves[name] = {method: summarize_prompts(rows[:, 0], rows[:, 1], ns) for method, rows in found.items()}
-        ends[name] = {}
+        seeds = sorted({seed for row in prompts for seed in row})
+        found: dict[str, Array] = {}  # method → (2, S, P, M); NaN where a seed does not have the prompt
         for method in methods:
-            if method != "dmoerm":
-                by_prompt = found["dmoerm"][:, 1, -1] - found[method][:, 1, -1]
-                low, high = mean_interval(by_prompt[:, None])[0]
-                difference = Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
-                ends[name][f"dmoerm - {method}"] = difference
+            found[method] = np.full((2, len(seeds), len(prompts), len(ns)), np.nan)
+            for p, row in enumerate(prompts):
+                for seed, groups in row.items():
+                    found[method][:, seeds.index(seed), p] = _rows(groups, method, ns)
+        curves[name] = {method: summarize_prompts(*values, ns) for method, values in found.items()}
+        ends[name] = {}
+        for method in (m for m in methods if m != "dmoerm"):
+            by_prompt = (found["dmoerm"] - found[method])[1, :, :, -1:]
+            low, high = interval(resampled_gold(by_prompt)[:, 0], len(prompts))
+            value = float(np.nanmean(by_prompt, axis=1).mean())
+            ends[name][f"dmoerm - {method}"] = Difference(value=value, low=float(low), high=float(high))
     return BestOfNCondition(curves=curves, at_the_end=ends)
 
 

@@ -17,6 +17,8 @@ import yaml
 
 Files = Mapping[str, Any]
 """Name of a results file → its content."""
+BACKBONES = ("SmolLM2-135M", "Gemma 3 270M")
+SECOND = "_gemma"
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,30 @@ class Claim:
     """A sentence, the results that it rests on, and the figures that it must have.
 
     Attributes:
-        source: name of the results file; its command reproduces the figures.
+        source: name of the results file; its command reproduces the figures. The results with the second backbone, if
+            there are any, have the same name with `SECOND` at its end.
         holds: whether a figure agrees with the sentence.
+        second: the same for the second backbone, where the sentence says something else of it.
     """
 
     sentence: str
     source: str
     figures: Figures
     holds: Check
+    second: Check | None = None
 
     def row(self, files: Files) -> list[str]:
         """Return the claim's cells of the table. Raise `ValueError` if the figures do not agree with the sentence."""
-        figures = self.figures(files[self.source])
-        if wrong := [f"{label} {figure}" for label, figure in figures.items() if not self.holds(figure)]:
-            raise ValueError(f"this claim does not hold any more: {self.sentence} ({self.source}: {', '.join(wrong)})")
-        text = "; ".join(f"{label} {figure}".strip() for label, figure in figures.items())
-        return [self.sentence, text, self.source]
+        return [self.sentence, *(self._cell(files, name) for name in (self.source, self.source + SECOND)), self.source]
+
+    def _cell(self, files: Files, source: str) -> str:
+        if source not in files:
+            return "–"
+        figures = self.figures(files[source])
+        holds = self.second if self.second and source.endswith(SECOND) else self.holds
+        if wrong := [f"{label} {figure}" for label, figure in figures.items() if not holds(figure)]:
+            raise ValueError(f"this claim does not hold any more: {self.sentence} ({source}: {', '.join(wrong)})")
+        return "; ".join(f"{label} {figure}".strip() for label, figure in figures.items())
 
 
 def above(figure: Figure) -> bool:
@@ -379,10 +389,10 @@ def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
 def lines(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[str]:
     """Return the table of claims, each with the command that remakes its figures."""
     experiments = yaml.safe_load((Path(__file__).with_name("all.yaml")).read_text(encoding="utf-8"))["experiments"]
-    head = "figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
-    columns = "DMoERM minus … | points of accuracy" if claims is MAIN else f"claim | {head}"
-    table = [f"| {columns} | measured by |", "|---|---|---|"]
-    for sentence, text, source in rows(files, claims):
+    names = " | ".join(BACKBONES)
+    head = f"DMoERM minus … | {names}" if claims is MAIN else f"claim | {names}"
+    table = [f"| {head} | measured by |", "|---|---|---|---|"]
+    for sentence, first, second, source in rows(files, claims):
         known = f"python -m evidence.all --only {source}" if source in experiments else files[source]["command"]
-        table.append(f"| {sentence} | {text} | `{known}` |")
+        table.append(f"| {sentence} | {first} | {second} | `{known}` |")
     return table

@@ -54,20 +54,22 @@ def experiment_config(name: str, overrides: Sequence[str], output: Path | None) 
     return changed(settings, {"output": str(output or f"{settings.output}-compare")})
 
 
-def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96) -> Config:
-    """Return the settings of a run under a condition; write its data to `folder` if the condition changes them.
+def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96, data: Data | None = None) -> Config:
+    """Return the settings of a run under a condition; write its data to `folder` if they are not the settings' files.
 
-    Without `data.files`, the data are `prompts` testbed prompts per task.
+    Args:
+        prompts: testbed prompts of each task, which are the data without `data.files`.
+        data: in place of those of the settings.
     """
     if unknown := [name for name in changes if "." not in name and name not in DATA]:
         raise ConfigError(f"unknown change {unknown[0]!r}; use a setting, named a.b, or one of {', '.join(DATA)}")
     data_changes = {name: changes[name] for name in DATA if changes.get(name, _NEUTRAL[name]) != _NEUTRAL[name]}
     config = changed(config, {name: value for name, value in changes.items() if name not in DATA})
-    if config.data.files and not data_changes:
+    if config.data.files and not data_changes and data is None:
         return config
     if config.data.capability_labels and set(data_changes) - {"overall_fraction", "flip_scores"}:
         raise ConfigError("with data.capability_labels, the only changes are overall_fraction and flip_scores")
-    data = run_data(config, prompts)
+    data = data or run_data(config, prompts)
     for name, value in data_changes.items():
         data = DATA[name](data, value, config.seed)
     for file, groups in (("train.jsonl", data.train), ("test.jsonl", data.test)):
@@ -98,11 +100,13 @@ def generated(prompts: int, seed: int) -> Data:
     return Data(parts[0], [testbed.gold_group(group) for group in parts[1]], load_taxonomy("paper-en"))
 
 
-def condition_run(config: Config, name: str, changes: Changes, seed: int, prompts: int = 96) -> Config:
+def condition_run(
+    config: Config, name: str, changes: Changes, seed: int, prompts: int = 96, data: Data | None = None
+) -> Config:
     """Return the settings of one condition and seed, with a folder of its own below `config.output`."""
     folder = Path(config.output) / name / f"seed{seed}"
     named = changed(config, {"output": str(Path(config.output) / name)})
-    return prepared(seed_config(named, seed), changes, folder / "data", prompts)
+    return prepared(seed_config(named, seed), changes, folder / "data", prompts, data)
 
 
 # --- label noise ---------------------------------------------------------------------------------------------------

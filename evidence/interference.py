@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dmoerm.bootstrap import mean_interval
+from dmoerm.bootstrap import interval
 from dmoerm.config import Config, load_config
 from dmoerm.io.paths import write_file
 from dmoerm.training.steps import Run
 from evidence import measure
+from evidence.best_of_n_estimates import resampled_gold
 from evidence.single_models import FITS, Examples, prepared, right_shares
 
 Row = dict[str, Any]
@@ -89,43 +90,44 @@ def _fit(run: Run, kind: str, tasks: Sequence[str], train: Examples, validation:
 def summary(rows: Sequence[Row], sizes: Iterable[int]) -> list[dict[str, str]]:
     """Return, by number of tasks, the mean accuracy and its difference to models that are trained on one task alone.
 
-    A prompt counts once: the mean over the fits in which its task is trained. Intervals are over prompts.
+    A prompt of a seed counts once: the mean over the fits in which its task is trained. Intervals are over prompts and
+    seeds.
     """
     alone = {(row["seed"], *row["tasks"]): row["right"][row["tasks"][0]] for row in rows if len(row["tasks"]) == 1}
-    figures = []
+    seeds, figures = sorted({row["seed"] for row in rows}), []
     for size in sizes:
-        values: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        values: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}  # task → prompt → seed → fits
         for row in rows:
             for task, prompts in row["right"].items() if len(row["tasks"]) == size else ():
                 for prompt, share in prompts.items():
                     pair = share, share - alone[row["seed"], task][prompt]
-                    values.setdefault(task, {}).setdefault(prompt, []).append(pair)
+                    by_seed = values.setdefault(task, {}).setdefault(prompt, [[] for _ in seeds])
+                    by_seed[seeds.index(row["seed"])].append(pair)
         if not values:
             continue
-        columns = [np.array([np.mean(pairs, axis=0) for pairs in prompts.values()]) for prompts in values.values()]
-        accuracy, difference = np.mean([column.mean(0) for column in columns], axis=0)
-        low, high = _interval([column[:, 1] for column in columns])
-        by_task = {task: np.mean([np.mean([p[1] for p in v]) for v in rows.values()]) for task, rows in values.items()}
-        worst, best = min(by_task, key=lambda t: by_task[t]), max(by_task, key=lambda t: by_task[t])
+        missing = (np.nan, np.nan)
+        columns = {  # task → (S, P, 2)
+            task: np.array([[np.mean(each, 0) if each else missing for each in row] for row in prompts.values()])
+            .swapaxes(0, 1)
+            for task, prompts in values.items()
+        }  # fmt: skip
+        by_task = {task: np.nanmean(column, axis=(0, 1)) for task, column in columns.items()}
+        accuracy, difference = np.mean(list(by_task.values()), axis=0)
+        drawn = [resampled_gold(column, i)[:, 1] for i, column in enumerate(columns.values())]
+        low, high = interval(np.mean(drawn, axis=0), sum(column.shape[1] for column in columns.values()))
+        worst, best = min(by_task, key=lambda t: by_task[t][1]), max(by_task, key=lambda t: by_task[t][1])
+        ends = f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         figures.append(
             {
                 "tasks": str(size),
                 "groups": f"{np.mean([row['groups'] for row in rows if len(row['tasks']) == size]):,.0f}",
                 "accuracy, %": f"{100 * accuracy:.1f}",
-                "− alone, points": "–" if size == 1 else f"{100 * difference:+.1f} ({low:+.1f} to {high:+.1f})",
-                "loses most": "–" if size == 1 else f"{worst} {100 * by_task[worst]:+.1f}",
-                "gains most": "–" if size == 1 else f"{best} {100 * by_task[best]:+.1f}",
+                "− alone, points": "–" if size == 1 else ends,
+                "loses most": "–" if size == 1 else f"{worst} {100 * by_task[worst][1]:+.1f}",
+                "gains most": "–" if size == 1 else f"{best} {100 * by_task[best][1]:+.1f}",
             }
         )
     return figures
-
-
-def _interval(columns: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over tasks, in points; each task's prompts are resampled separately."""
-    spread = [mean_interval(100 * column[:, None].astype(float), seed=i)[0] for i, column in enumerate(columns)]
-    half = np.sqrt(np.sum([((high - low) / 2) ** 2 for low, high in spread])) / len(columns)
-    middle = 100 * np.mean([column.mean() for column in columns])
-    return middle - half, middle + half
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ def test_the_interval_of_the_mean() -> None:
 
 
 def test_the_weights_of_runs_have_the_spread_of_their_mean() -> None:
-    """The weighted means of independent runs vary as much as the mean of so many runs does."""
+    """The weighted means of independent runs vary as much as the mean of so many runs does, times Student's factor."""
     assert run_weights(1, resamples=3).tolist() == [[1, 1, 1]]
     values = np.random.default_rng(0).normal(size=(2000, 5))
     weights = run_weights(5, resamples=500)
     assert weights.sum(0) == pytest.approx(np.ones(500))
     variance = (values @ weights).var(axis=1).mean()  # over resamples, averaged over 2,000 sets of five runs
-    assert variance == pytest.approx(1 / 5, rel=0.05)
+    assert variance == pytest.approx(1 / 5 * (2.776 / 1.96) ** 2, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ __all__ = [
     "gold_group",
     "gold_reward",
     "grade",
+    "labeled",
     "prompts",
     "sample_responses",
 ]
@@ -57,11 +58,14 @@ def generate(prompts_per_task: int = 48, responses: int = 4, seed: int = 0, anno
             value=(responses, annotators),
             hint="use at least 2 responses and 1 annotator",
         )
-    return [
-        _group(item, responses, seed, annotators, index)
-        for task in TASKS
-        for index, item in enumerate(prompts(task, prompts_per_task, seed))
-    ]
+    return [g for task in TASKS for g in labeled(prompts(task, prompts_per_task, seed), responses, seed, annotators)]
+
+
+def labeled(
+    items: Sequence[PromptItem], responses: int = 4, seed: int = 0, annotators: int = 2, start: int = 0
+) -> list[Group]:
+    """Compose responses to prompts of a task and label them; see `generate`. `start` is the first group's number."""
+    return [_group(item, responses, seed, annotators, start + index) for index, item in enumerate(items)]
 
 
 def gold_group(group: Group) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from dmoerm.errors import DataError
@@ -19,12 +19,14 @@ from evidence.testbed.subjects import (
     FORMS,
     GREETINGS,
     ISSUES,
+    LEADS,
     LOOKUP_FRAMES,
     NEWS,
     OPINION_FRAMES,
     OPINION_WISHES,
     SCENES,
     SUBJECTS,
+    TAILS,
 )
 
 TASKS = ("roleplay", "chitchat", "subjective_qa", "objective_qa", "text_creation")
@@ -54,7 +56,9 @@ def stream(*names: object) -> Random:
 
 
 def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
-    """Return `n` distinct prompts of a task, or all, several hundred. A larger `n` with the same seed adds more.
+    """Return `n` distinct prompts of a task, or its several hundred. A larger `n` with the same seed adds more.
+
+    The prompts after these are the same ones with other words around them, tens of thousands.
 
     Raises:
         DataError: the task has fewer than `n` prompts, or is not one of `TASKS`.
@@ -62,10 +66,23 @@ def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
     if task not in _BUILDERS:
         raise DataError("is not a task of the testbed", field="task", value=task, hint=f"use one of {', '.join(TASKS)}")
     items = list(_BUILDERS[task]())
+    rng = stream("prompts", task, seed)
+    rng.shuffle(items)
     if n is not None and n > len(items):
-        raise DataError("is more than the task has prompts", field="n", value=n, hint=f"{task} has {len(items)}")
-    stream("prompts", task, seed).shuffle(items)
+        more = [_reworded(item, lead, tail) for item in items for lead, tail in itertools.product(LEADS, TAILS)]
+        rng.shuffle(more)
+        items += more
+        if n > len(items):
+            raise DataError("is more than the task has prompts", field="n", value=n, hint=f"{task} has {len(items)}")
     return items[:n]
+
+
+def _reworded(item: PromptItem, lead: str, tail: str) -> PromptItem:
+    """Return the prompt with a sentence before and one after its last turn; they do not name a subject."""
+    if isinstance(item.prompt, str):
+        return replace(item, prompt=f"{lead} {item.prompt} {tail}")
+    *turns, last = item.prompt
+    return replace(item, prompt=(*turns, last.model_copy(update={"content": f"{lead} {last.content} {tail}"})))
 
 
 def _talk(*turns: str) -> tuple[Message, ...]:

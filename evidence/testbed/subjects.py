@@ -156,3 +156,30 @@ COMMISSIONS = (
     "Compose {form} in which {topic} plays the main part.",
     "For our small anthology: {form} on {topic}, please.",
 )
+
+# Around the prompts that are added when more are wanted; their words are none of a subject (evidence.py).
+LEADS = (
+    "Anyway.",
+    "Hi.",
+    "One more.",
+    "A quick one.",
+    "Now then.",
+    "Here we go.",
+    "Still here?",
+    "Well.",
+    "So.",
+    "Finally.",
+    "Honestly now.",
+)
+TAILS = (
+    "Please.",
+    "Please think first.",
+    "That is all.",
+    "I have all day.",
+    "Say it in your own words.",
+    "Just tell me what you think.",
+    "It is for my class.",
+    "It is for my club.",
+    "My friends asked me this.",
+    "I asked this last week too.",
+)

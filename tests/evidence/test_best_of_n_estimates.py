@@ -92,7 +92,7 @@ def curve(overoptimized: bool, ns: list[int], prompts: int = 60, count: int = 40
         golds = np.where(wrong, -2.0, golds)
         proxies = np.where(wrong, 4.0, proxies)
     gold = np.stack([best_of_n(proxy, row, ns) for proxy, row in zip(proxies, golds, strict=True)])
-    return summarize_prompts(np.stack([best_of_n(proxy, proxy, ns) for proxy in proxies]), gold, ns)
+    return summarize_prompts(np.stack([best_of_n(proxy, proxy, ns) for proxy in proxies])[None], gold[None], ns)
 
 
 def test_overoptimization_is_detected() -> None:
@@ -111,8 +111,10 @@ def test_overoptimization_is_detected() -> None:
 @pytest.mark.parametrize("level", [-10.0, 0.0, 10.0])
 def test_a_fall_does_not_depend_on_the_level_of_the_gold(level: float) -> None:
     gold = level + np.array([[0.0, 1.0, 0.5], [0.0, 1.2, 0.5], [0.1, 1.0, 0.4]])
-    assert summarize_prompts(gold, gold, [1, 2, 4]).falls_after == 2
+    assert summarize_prompts(gold[None], gold[None], [1, 2, 4]).falls_after == 2
     rising = level + np.array([[0.0, 1.0, 1.5], [0.0, 1.2, 1.5], [0.1, 1.0, 1.4]])
-    assert summarize_prompts(rising, rising, [1, 2, 4]).falls_after is None
+    assert summarize_prompts(rising[None], rising[None], [1, 2, 4]).falls_after is None
     level_at_the_end = level + np.array([[0.0, 1.0, 1.0]] * 3)
-    assert summarize_prompts(level_at_the_end, level_at_the_end, [1, 2, 4]).falls_after is None, "equal is no fall"
+    assert summarize_prompts(level_at_the_end[None], level_at_the_end[None], [1, 2, 4]).falls_after is None, (
+        "equal is no fall"
+    )

@@ -88,6 +88,14 @@ def test_prompts_are_distinct_plentiful_and_only_appended_to(task: str):
     assert items[:48] == prompts(task, 48, seed=0)
     assert any(isinstance(item.prompt, tuple) for item in items[:48])
     assert any(isinstance(item.prompt, str) for item in items[:48])
+    known = prompts(task, None, seed=0)
+    many = prompts(task, 10_500, seed=0)
+    assert many[: len(known)] == known
+    assert len({prompt_key(item.prompt) for item in many}) == 10_500
+    for item in many[len(known) :: 997]:  # the words around a prompt are not its subject
+        text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1].content
+        lead, tail = text.split(maxsplit=1)[0], text.rsplit(maxsplit=1)[-1]
+        assert evidence(item.prompt, f"We spoke of {lead} and {tail} for a while.")["topic"] == 0
 
 
 @pytest.mark.slow

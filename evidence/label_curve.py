@@ -1,0 +1,215 @@
+"""Accuracy, time and best-of-n of the recipes over the number of training groups: where does fine-tuning begin to pay?
+
+    python -m evidence.label_curve testbed --task roleplay objective_qa --size 50 300 1000 --recipe frozen paper
+    python -m evidence.label_curve humour --files humour.jsonl --size 300 1000 --layers 20 16
+
+    frozen     heads on the pretrained layers, fitted exactly
+    branch     a trained branch for each task, heads of the capabilities on it, fitted exactly
+    finetune   a trained branch and a LoRA for each capability
+    paper      all weights, a LoRA for each capability, the MLP over embeddings on the last 40 % of the groups
+
+The testbed's groups are pairs; the test part is the gold order of four responses to each of `--test` further prompts. A
+larger size adds groups to the same ones, and all recipes of a seed have the same groups, noise and test part. Each run
+fills a cache of its own, so its seconds are the whole training. A point that is stored is not measured again. Run one
+at a time: the seconds are of the whole machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dmoerm.config import Config, changed, load_config
+from dmoerm.data.splits import load_splits
+from dmoerm.evaluation.comparison import measure_seed, open_suite
+from dmoerm.evaluation.methods import choose_methods
+from dmoerm.evaluation.metrics import PairCounts, compare, join
+from dmoerm.io.paths import write_file
+from dmoerm.schema import Group, prompt_key
+from dmoerm.taxonomy import load_taxonomy
+from dmoerm.training import train
+from evidence import testbed
+from evidence.best_of_n_estimates import best_of_n
+from evidence.bon import from_testbed, score_samples
+from evidence.conditions import Data, condition_run, take_prompts
+from evidence.measure import write
+
+BRANCH = ["extends=finetune", "phase2={fit: exact}", "phase3={fit: exact, base_scores: [per_task, general]}"]
+RECIPES = {
+    "frozen": ["extends=frozen"],
+    "branch": BRANCH,
+    "finetune": ["extends=finetune"],
+    "paper": ["extends=paper", "phase0.epochs=0"],  # the paper has no general model
+}
+NOISE = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
+FEW = 300  # groups up to which all seeds are trained
+SAMPLED, SAMPLES = 12, 64  # prompts of each task, and responses to each, for best-of-n
+Point = dict[str, Any]
+
+
+def generated(tasks: Sequence[str], size: int, test: int, seed: int) -> Data:
+    """Return `size` pairs of each task and the gold order of four responses to each of `test` other prompts."""
+    parts: tuple[list[Group], list[Group]] = [], []
+    for task in tasks:
+        items = testbed.prompts(task, test + size, seed)
+        parts[1].extend(testbed.gold_group(group) for group in testbed.labeled(items[:test], 4, seed))
+        parts[0].extend(testbed.labeled(items[test:], 2, seed, start=test))
+    taxonomy = load_taxonomy("paper-en")
+    chosen = {name: task for name, task in taxonomy.tasks.items() if name in tasks}
+    return Data(*parts, taxonomy=taxonomy.model_copy(update={"tasks": chosen}))
+
+
+def human(config: Config, size: int) -> Data:
+    """Return the groups of about `size` groups' prompts of each task, and the held-out groups."""
+    data = load_splits(config)
+    tasks: dict[str, list[Group]] = {}
+    for group in data.train:
+        tasks.setdefault(group.task or "", []).append(group)
+    train = []
+    for groups in tasks.values():
+        kept = take_prompts(groups, min(size / len(groups), 1), f"{config.seed}/size")
+        train += [group for group in groups if prompt_key(group.prompt) in kept]
+    return Data(train, list(data.test), data.taxonomy)
+
+
+def measure(name: str, config: Config, data: Data, noise: str, folder: Path) -> Point:
+    """Train one recipe; return its seconds, the counts of the held-out pairs, and the gold of the best of n."""
+    method = choose_methods(["dmoerm" if name == "paper" else "per_task"])
+    run = condition_run(changed(config, {"output": str(folder)}), noise, NOISE[noise], config.seed, data=data)
+    run = changed(run, {"cache": str(folder / "cache")})
+    console, started = Console(stderr=True), time.monotonic()
+    finished = train(run, console)
+    seconds = time.monotonic() - started
+    point: Point = {"seconds": seconds, "steps": {n: round(m["seconds"], 1) for n, m in finished.metrics().items()}}
+    result = measure_seed(run, method, console)
+    point["counts"] = {
+        task: {"prompts": list(c.prompts), "pairs": c.pairs[0].tolist()}
+        | {"right": {m: row[0].tolist() for m, row in c.right.items()}}
+        for task, c in result.overall.items()
+    }
+    if data.test[0].source == "testbed":
+        suite, gold = open_suite(run, method, console), {}
+        for task in data.taxonomy.tasks:
+            samples = from_testbed(testbed.prompts(task, SAMPLED, config.seed), SAMPLES, config.seed + 1)
+            for row in score_samples(suite, samples):
+                for m, rewards in row.rewards.items():
+                    gold.setdefault(m, []).append(float(best_of_n(rewards, row.gold, [SAMPLES])[0]))
+        point["best_of_n"] = gold
+    return point
+
+
+def points(options: argparse.Namespace, base: Config) -> Iterator[tuple[tuple[str, str, int, int], Point]]:
+    """Yield the stored and the newly measured points: (recipe, noise, size, seed) and its figures."""
+    for size in options.size:
+        for seed in options.seed if size <= FEW else options.seed[:1]:
+            for noise in options.noise:
+                for recipe in options.recipe:
+                    name = f"{recipe}-{noise}-{size}-{seed}"
+                    file = Path(base.output) / "points" / f"{name}.json"
+                    if not file.exists() and not options.stored:
+                        yield (recipe, noise, size, seed), new_point(options, base, (recipe, noise, size, seed), file)
+                    elif file.exists():
+                        yield (recipe, noise, size, seed), json.loads(file.read_text(encoding="utf-8"))
+
+
+def new_point(options: argparse.Namespace, base: Config, key: tuple[str, str, int, int], file: Path) -> Point:
+    """Measure a point, store it, and remove its run."""
+    recipe, noise, size, seed = key
+    layers, branch = options.layers
+    own = [*RECIPES[recipe], f"backbone.num_layers={layers}"]
+    own += [f"backbone.branch_layer={0 if recipe == 'paper' else branch}", f"seed={seed}", *options.set]
+    config = load_config(None, [*own, f"output={base.output}", f"data.files=[{','.join(options.files)}]"])
+    data = human(config, size) if options.files else generated(options.task, size, options.test, seed)
+    folder = Path(base.output) / "run"
+    shutil.rmtree(folder, ignore_errors=True)  # of another point, or of a killed one: a resumed run has other seconds
+    point = measure(recipe, config, data, noise, folder)
+    write_file(file, json.dumps(point))
+    shutil.rmtree(folder)
+    accuracy = {m: 100 * fmean(sum(c["right"][m]) / sum(c["pairs"]) for c in point["counts"].values()) for m in
+                next(iter(point["counts"].values()))["right"]}  # fmt: skip
+    Console(stderr=True).print(f"{file.stem}: {accuracy}, {point['seconds']:.0f} s", markup=False)
+    return point
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def joined(rows: Sequence[Point], method: str, name: str) -> dict[str, PairCounts]:
+    """Return task → the seeds' counts of a method under another name."""
+    return {task: join([_counts(row["counts"][task], method, name) for row in rows]) for task in rows[0]["counts"]}
+
+
+def _counts(stored: Mapping[str, Any], method: str, name: str) -> PairCounts:
+    pairs, right = np.array([stored["pairs"]]), np.array([stored["right"][method]])
+    return PairCounts(stored["prompts"], pairs, {name: right})
+
+
+def table(known: Mapping[tuple[str, str, int, int], Point]) -> list[dict[str, str]]:
+    """Return a row for each noise, size and recipe: accuracy, its difference to `frozen`, gold of the best, seconds."""
+    rows = []
+    for noise, size in sorted({key[1:3] for key in known}):
+        of = {
+            recipe: {seed: point for (r, *place, seed), point in known.items() if [r, *place] == [recipe, noise, size]}
+            for recipe in RECIPES
+        }
+        for recipe, seeds in of.items():
+            if not seeds:
+                continue
+            same = [of["frozen"][seed] for seed in seeds if seed in of["frozen"]]
+            ours = joined(list(seeds.values()), "dmoerm", "dmoerm")
+            if len(same) == len(seeds):
+                theirs = joined(same, "dmoerm", "frozen")
+                ours = {t: replace(c, right={**c.right, **theirs[t].right}) for t, c in ours.items()}
+            accuracy, paired = compare(ours)
+            mean, difference = accuracy["dmoerm"]["mean"], paired.get("dmoerm - frozen", {}).get("mean")
+            golds = [gold for point in seeds.values() for gold in point.get("best_of_n", {}).get("dmoerm", ())]
+            ends = [f"{100 * value:+.1f}" for value in (difference.value, difference.low, difference.high)] if (
+                difference and recipe != "frozen") else []  # fmt: skip
+            rows.append({
+                "labels": noise,
+                "groups of a task": f"{size:,}",
+                "recipe": recipe,
+                "seeds": str(len(seeds)),
+                "accuracy, %": f"{100 * mean.value:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})",
+                "minus frozen": f"{ends[0]} ({ends[1]} to {ends[2]})" if ends else "–",
+                f"gold of the best of {SAMPLES}": f"{fmean(golds):.3f}" if golds else "–",
+                "seconds": f"{fmean(point['seconds'] for point in seeds.values()):,.0f}",
+            })  # fmt: skip
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the results: label-curve-NAME.json; testbed: generated groups")
+    parser.add_argument("--files", nargs="+", default=[], help="human-labeled data in place of the testbed")
+    parser.add_argument("--task", nargs="+", default=list(testbed.TASKS), help="tasks of the testbed")
+    parser.add_argument("--size", nargs="+", type=int, default=[50, 100, 300, 1000], help="groups of each task")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2], help=f"above {FEW} groups only the first one")
+    parser.add_argument("--noise", nargs="+", choices=list(NOISE), default=list(NOISE))
+    parser.add_argument("--recipe", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--layers", nargs=2, type=int, default=[6, 4], help="of the backbone, and of the trunk")
+    parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
+    parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="change settings")
+    parser.add_argument("--stored", action="store_true", help="make the table of the stored points alone")
+    parser.add_argument("--output", type=Path, default=Path("runs/label-curve"))
+    options = parser.parse_args(arguments)
+    base = load_config(None, [f"output={options.output / options.name}"])
+    known = dict(points(options, base))
+    command = " ".join(["python", "-m", "evidence.label_curve", *(sys.argv[1:] if arguments is None else arguments)])
+    write(f"label-curve-{options.name}", command, [], tables={"Over the number of training groups": table(known)})
+
+
+if __name__ == "__main__":
+    main()
