@@ -397,6 +397,13 @@ def test_rows_with_a_blank_response_are_left_out(tmp_path: Path) -> None:
     assert [(row["id"], row["responses"]) for row in kept] == [("s-0", ["a", "b"])]
 
 
+def test_rows_whose_grades_order_no_pair_are_left_out(tmp_path: Path) -> None:
+    row = {"task": "t", "prompt": "Go.", "responses": ["a", "b"]}
+    grades = ({"scores": [1.0, 1.0]}, {"capabilities": {"x": [1.0, None]}}, {"capabilities": {"x": [1.0, 2.0]}})
+    mapped = [{**row, "prompt": f"Go {i}.", **more} for i, more in enumerate(grades)]
+    assert [kept["id"] for kept in rows.all_rows("s", lambda _: mapped, tmp_path)] == ["s-2"]
+
+
 def test_some_pairs_of_convarg_are_drawn(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaned, "CONVARG_ROWS", 0)
     assert cleaned.convarg_sample(files) == []
