@@ -26,9 +26,9 @@ import yaml
 from dmoerm.errors import DmoermError
 from dmoerm.io.paths import write_file
 
-from . import cleaned, published
+from . import cleaned, published, second
 
-SETS = published.SETS | cleaned.SETS
+SETS = published.SETS | cleaned.SETS | second.SETS
 GITHUB = "https://github.com/"
 
 

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 Mapping = Callable[[Path], Iterable[Row]]  # a checkout of the source's repository → the rows of a set, in its order
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+LONGEST = 700  # words of a response in the sets of `all_rows`
 
 # Prompts of tulu that PandaLM or LLMBar has with other white space, by the first digits of their digests. They stay
 # with those sets: the digest of that form decides whether they are kept, and it decides otherwise than theirs.
@@ -98,11 +99,31 @@ def published_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
 
 def cleaned_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
     """Yield the kept rows of a set with clean texts; repeated rows and rows of a single text are left out."""
+    return _numbered(name, _distinct(mapping(folder)), prompt_key, MOVED if name == "tulu" else "")
+
+
+def all_rows(name: str, mapping: Mapping, folder: Path) -> Iterator[Row]:
+    """Yield the rows of a set, of all prompts, as `cleaned_rows` does, if some grades order a pair of responses.
+
+    A response of more than `LONGEST` words is left out.
+    """
+
+    def shorter(row: Row) -> Row:
+        return {**row, "responses": [text if len(text.split()) <= LONGEST else "" for text in row["responses"]]}
+
+    for i, row in enumerate(_distinct(map(shorter, mapping(folder)))):
+        grades = [row.get("scores", []), *row.get("capabilities", {}).values()]
+        if any(len({value for value in values if value is not None}) > 1 for values in grades):
+            yield {"id": f"{name}-{i}", **row, "source": name}
+
+
+def _distinct(mapped: Iterable[Row]) -> Iterable[Row]:
+    """Return the rows with clean texts, without repeated rows and rows of a single text."""
     rows: dict[tuple[str, ...], Row] = {}
-    for row in filter(None, map(_cleaned, mapping(folder))):
+    for row in filter(None, map(_cleaned, mapped)):
         key = row["task"], prompt_key(row["prompt"]), *sorted(map(prompt_key, row["responses"]))
         rows.setdefault(key, row)
-    return _numbered(name, rows.values(), prompt_key, MOVED if name == "tulu" else "")
+    return rows.values()
 
 
 def _cleaned(row: Row) -> Row | None:
