@@ -159,21 +159,22 @@ def _continued(head: Head, examples: Examples, vectors: Mapping[str, Tensor], se
     scale = head.normalizer.scale
     (pairs,) = linear_pairs(examples, lambda e: vectors[e.key], scale, [None], seed)
     start = head.score.weight[0]
-    required = (pairs.margin - pairs.differences @ start)[:, None]
+    required = (pairs.margin - pairs.margins(start))[:, None]
     inside = (pairs.fold[:, None] != torch.arange(FOLDS)).float()
     columns = torch.cat([inside, torch.ones(len(pairs.fold), 1)], 1) * pairs.weight[:, None]
     strengths = torch.tensor(STRENGTHS)
     found = solve(
-        pairs.differences,
+        pairs.vectors,
         pairs.target,
         required.expand(-1, len(strengths) * (FOLDS + 1)),
         columns.repeat(1, len(strengths)),
         strengths.repeat_interleave(FOLDS + 1),
+        pairs.ends,
     ).view(len(start), len(strengths), FOLDS + 1)
     losses = torch.zeros(len(strengths))
     for k in range(FOLDS):
         left = pairs.fold == k
-        margins = pairs.differences[left] @ found[:, :, k] - required[left]
+        margins = pairs.margins(found[:, :, k])[left] - required[left]
         losses += (preference_losses(margins, pairs.target[left, None]) * pairs.weight[left, None]).sum(0)
     trained = copy.deepcopy(head)
     trained.score.weight.copy_((start + found[:, int(losses.argmin()), FOLDS])[None])

@@ -41,7 +41,7 @@ class Experiment:
     command: str
     small: str
     result: str | None = None
-    data: bool = True
+    data: bool | str = True
 
 
 def experiments() -> list[Experiment]:
@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(experiment: Experiment, command: str, console: Console, small: bool) -> None:
     """Run an experiment and copy its results; without its data, say so."""
-    if experiment.data and not os.environ.get("DMOERM_DATA"):
+    data = os.environ.get("DMOERM_DATA")
+    needed = Path(data or "", experiment.data if isinstance(experiment.data, str) else "")
+    if experiment.data and not (data and needed.exists()):
         hint = "set DMOERM_DATA to the folder that `python -m evidence.human_data FOLDER` filled"
         console.print(f"{experiment.name}: skipped; {hint}", markup=False)
         return

@@ -259,7 +259,7 @@ def _condition(rows: Sequence[Mapping[int, Sequence[ScoredSamples]]], ns: Sequen
             for p, row in enumerate(prompts):
                 for seed, groups in row.items():
                     found[method][:, seeds.index(seed), p] = _rows(groups, method, ns)
-        curves[name] = {method: summarize_prompts(*values, ns) for method, values in found.items()}
+        curves[name] = {method: summarize_prompts(values[0], values[1], ns) for method, values in found.items()}
         ends[name] = {}
         for method in (m for m in methods if m != "dmoerm"):
             by_prompt = (found["dmoerm"] - found[method])[1, :, :, -1:]

@@ -32,6 +32,7 @@ from dmoerm.training.exact_solver import (
     fit_heads,
     fit_linear,
     fold_of,
+    laplace,
     linear_pairs,
     out_of_fold,
     solve,
@@ -52,13 +53,21 @@ def draw(pairs: int, width: int, seed: int = 0, signal: float = 2.0, overall: bo
     likely = torch.sigmoid(signal * differences @ direction)
     sign = torch.where(torch.rand(pairs, generator=generator) < likely, 1.0, -1.0)
     return LinearPairs(
-        differences * sign[:, None],
+        torch.cat([differences * sign[:, None], torch.zeros(1, width)]),
+        torch.stack([torch.arange(pairs), torch.full((pairs,), pairs)]),
         torch.ones(pairs),
         torch.zeros(pairs),
         torch.ones(pairs),
         torch.randint(0, FOLDS, (pairs,), generator=generator),
         torch.full((pairs,), overall),
     )
+
+
+def sharing(*parts: LinearPairs) -> list[LinearPairs]:
+    """The same pairs with one table of embeddings."""
+    sizes = [len(part.vectors) for part in parts]
+    vectors = torch.cat([part.vectors for part in parts])
+    return [replace(part, vectors=vectors, ends=part.ends + sum(sizes[:i])) for i, part in enumerate(parts)]
 
 
 def gradient(pairs: LinearPairs, weight: Tensor, l2: float, solution: Tensor) -> Tensor:
@@ -84,6 +93,29 @@ def test_the_solution_is_the_optimum(count: int, width: int) -> None:
         assert float(gradient(pairs, weight[:, column], l2, found).norm()) <= 2e-3 * l2 * float(found.norm())
 
 
+def test_pairs_of_few_responses_with_several_labels_have_the_same_optimum() -> None:
+    """The steps on responses, and the merged labels of the same two responses, change nothing but rounding."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(12, 6, generator=generator)
+    ends = torch.tensor([(a, b) for a in range(12) for b in range(12) if a != b] * 2).T
+    count = ends.shape[1]
+    labels = torch.rand(count, generator=generator), torch.zeros(count), torch.rand(count, generator=generator)
+    fold = (ends.amin(0) * 12 + ends.amax(0)) % FOLDS
+    pairs = LinearPairs(vectors, ends, *labels, fold, torch.ones(count).bool())
+    merged = pairs.merged()
+    assert merged.ends.shape == (2, 66)
+    assert float(merged.weight.sum()) == pytest.approx(float(pairs.weight.sum()))
+    strengths = torch.tensor([0.1, 1.0])
+    plain = solve(pairs.differences, pairs.target, pairs.margin, pairs.weight[:, None].expand(-1, 2), strengths)
+    for each in (pairs, merged):
+        weight = each.weight[:, None].expand(-1, 2)
+        found = solve(vectors, each.target, each.margin, weight, strengths, each.ends)
+        torch.testing.assert_close(found, plain, rtol=2e-3, atol=2e-3)
+    for left, right in zip(laplace(pairs, plain[:, 1], 1.0, 5.0), laplace(merged, plain[:, 1], 1.0, 5.0), strict=True):
+        torch.testing.assert_close(left.abs(), right.abs(), rtol=1e-3, atol=1e-4)
+    assert replace(pairs, margin=torch.ones(count)).merged().ends.shape == (2, count), "margins differ"
+
+
 def test_fold_weights_do_not_see_their_fold() -> None:
     pairs = draw(120, 10)
     fit = fit_linear(pairs)
@@ -107,13 +139,14 @@ def test_labels_of_one_prompt_get_the_default_strength() -> None:
 def test_all_labels_weights_capabilities_by_what_they_tell_about_the_overall_pairs() -> None:
     overall = draw(40, 30)
     alike = [draw(400, 30, seed, overall=False) for seed in (1, 2)]
+    overall, *alike = sharing(overall, *alike)
     together, alone = fit_all_labels(overall, alike), fit_all_labels(overall, [])
     assert together.capability_weight == max(CAPABILITY_WEIGHTS)
     assert alone.capability_weight == 0
     torch.testing.assert_close(alone.weight, fit_linear(overall).weight)
     test = draw(2000, 30, seed=7)
     assert accuracy(together.weight, test) > accuracy(alone.weight, test) + 0.03
-    opposed = [replace(pairs, differences=-pairs.differences) for pairs in alike]
+    opposed = [replace(pairs, ends=pairs.ends.flip(0)) for pairs in alike]
     without = fit_all_labels(overall, opposed)
     assert without.capability_weight == 0
     torch.testing.assert_close(without.weight, alone.weight)
@@ -133,6 +166,7 @@ def test_a_head_is_pulled_toward_a_prior_that_helps_and_toward_0_otherwise() -> 
     assert not kept.pulled
     torch.testing.assert_close(kept.weight, alone.weight)
     capability = draw(40, 30, seed=1, overall=False)
+    few, capability = sharing(few, capability)
     assert fit_all_labels(few, [capability], Prior(alike.weight, alike.fold_weights)).pulled
 
 
@@ -295,7 +329,8 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
     useful = pairs.differences @ torch.randn(2, generator=torch.Generator().manual_seed(99))
     noise = torch.randn(300, generator=torch.Generator().manual_seed(5))
     scores = torch.stack([sign * useful + noise, useful + noise], 1)
-    weights = rescale_experts(torch.tensor([0.5, 0.5]), 1, replace(pairs, differences=scores))
+    vectors = torch.cat([scores, torch.zeros(1, 2)])
+    weights = rescale_experts(torch.tensor([0.5, 0.5]), 1, replace(pairs, vectors=vectors))
     assert float(weights.sum()) == pytest.approx(1)
     assert (weights.tolist() == [0.5, 0.5]) is kept
     assert kept or weights.tolist() == [0, 1]

@@ -88,7 +88,7 @@ def weight_scores(training: Training, task: str) -> StepMetrics:
     else:
         calibrate(calibration, rewards, train, validation)
         set_from_phase1(training, task, known)
-    margins = pairs.differences @ linear.weight.cpu() / float(calibration.scale * calibration.temperature)
+    margins = pairs.margins(linear.weight.cpu()) / float(calibration.scale * calibration.temperature)
     loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-12)
     metrics = {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
     metrics |= {} if general is None else {"accuracy/general": general}
@@ -166,7 +166,7 @@ def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
     scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
     losses: list[Tensor] = []
     for row in scaled:
-        margins = (pairs.differences @ row)[:, None] * torch.logspace(-1.3, 1.3, 40)  # a column per temperature
+        margins = pairs.margins(row)[:, None] * torch.logspace(-1.3, 1.3, 40)  # a column per temperature
         by_temperature = preference_losses(margins, pairs.target[:, None])
         losses.append(by_temperature[:, int((by_temperature * pairs.weight[:, None]).sum(0).argmin())])
     best, largest = scaled[0], 0.0

@@ -6,7 +6,7 @@ The problem is convex and is solved, not trained: in the eigenvectors of X'AX, a
 bounds the curvature of the loss, and each coordinate has its own step size (Böhning and Lindsay, 1988). All folds and
 strengths of a head are columns of one matrix. The router is fitted in the same way (router.py).
 
-Shapes: P pairs, D embedding width, K folds, C columns or choices of strength and start, N responses.
+Shapes: P pairs, N responses, D embedding width, K folds, C columns or choices of strength and start.
 """
 
 from __future__ import annotations
@@ -41,31 +41,49 @@ Vectors = Mapping[str, Tensor]
 # --- the solver ------------------------------------------------------------------------------------------------------
 
 
-def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l2: Tensor) -> Tensor:
+def solve(
+    rows: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l2: Tensor, ends: Tensor | None = None
+) -> Tensor:
     """Minimize the problem of this module for C columns of weights; return (D, C).
 
     Args:
-        differences: (P, D).
+        rows: (P, D), the x_p; with `ends`, (N, D) embeddings.
         target: (P,).
         margin: (P,), or (P, C) if the columns require different ones.
         weight: (P, C), non-negative; a column of zeros gives 0.
         l2: (C,), positive.
+        ends: (2, P), the rows whose differences are the x_p; each step then costs as much as N rows, and not P.
     """
-    if not len(differences):
-        return torch.zeros(differences.shape[1], weight.shape[1])
+    if not len(target):
+        return torch.zeros(rows.shape[1], weight.shape[1])
     required = margin if margin.dim() > 1 else margin[:, None]
     share = weight / weight.sum(0).clamp(min=1e-12)
     mean = share.mean(1)  # the eigenvectors are those of all columns' mean
-    vectors, curvature = principal(differences * mean.sqrt()[:, None])
-    coordinates = differences @ vectors  # (P, R)
+    if ends is not None and len(rows) >= len(target):
+        rows, ends = rows[ends[0]] - rows[ends[1]], None
+    if ends is None:
+        vectors, curvature = principal(rows * mean.sqrt()[:, None])
+    else:
+        spread = _to_rows((rows[ends[0]] - rows[ends[1]]) * mean[:, None], ends, len(rows))
+        vectors, curvature = _eigenvectors(rows.double().T @ spread.double())
+    coordinates = rows @ vectors  # (P or N, R)
     ratio = (share / mean.clamp(min=1e-12)[:, None]).amax(0)  # of a column's curvature to the mean's, at most
     step = 1 / (0.25 * ratio * curvature[:, None] + l2)  # (R, C)
 
     def gradient(point: Tensor) -> Tensor:
-        return coordinates.T @ (share * (torch.sigmoid(coordinates @ point - required) - target[:, None])) + l2 * point
+        scores = coordinates @ point
+        scores = scores if ends is None else scores[ends[0]] - scores[ends[1]]
+        slope = share * (torch.sigmoid(scores - required) - target[:, None])
+        return coordinates.T @ (slope if ends is None else _to_rows(slope, ends, len(rows))) + l2 * point
 
     start = torch.zeros(len(curvature), weight.shape[1])
     return vectors @ descend(gradient, start, step, l2, (0,), _TOLERANCE, _MAX_STEPS)
+
+
+def _to_rows(pairs: Tensor, ends: Tensor, count: int) -> Tensor:
+    """Add values of pairs (P, C) to their first rows and subtract them from their second ones: (N, C)."""
+    rows = pairs.new_zeros(count, pairs.shape[1])
+    return rows.index_add_(0, ends[0], pairs).index_add_(0, ends[1], pairs, alpha=-1)
 
 
 def descend(
@@ -100,14 +118,17 @@ def descend(
 
 def principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the right singular vectors (D, R) of rows (P, D) with R = min(P, D), and the squared singular values."""
-    tall = len(rows) > rows.shape[1]
-    gram = (rows.T @ rows if tall else rows @ rows.T).double()
+    if len(rows) > rows.shape[1]:
+        return _eigenvectors((rows.T @ rows).double())
+    vectors, values = _eigenvectors((rows @ rows.T).double())
+    return (rows.double().T @ vectors.double() / values.double().sqrt()).float(), values
+
+
+def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors (D, R) of a symmetric matrix whose eigenvalues are not almost 0, and these."""
     values, vectors = torch.linalg.eigh(gram)
     kept = values > 1e-9 * values[-1].clamp(min=1e-30)
-    values, vectors = values[kept], vectors[:, kept]
-    if not tall:
-        vectors = rows.double().T @ vectors / values.sqrt()
-    return vectors.float(), values.float()
+    return vectors[:, kept].float(), values[kept].float()
 
 
 def fold_of(prompt: str, seed: int) -> int:
@@ -120,21 +141,51 @@ def fold_of(prompt: str, seed: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class LinearPairs:
-    """Ordered pairs of normalized embeddings, all for one head.
+    """Ordered pairs of responses, all for one head.
 
     Attributes:
-        differences: (P, D), embedding of the better response − that of the worse, in units of the normalizer.
+        vectors: (N, D), embeddings in units of the normalizer, relative to the mean over their group.
+        ends: (2, P), the better and the worse response of each pair.
         target, margin, weight: (P,), as in `PreferenceBatch`.
         fold: (P,), 0 … K − 1; pairs of equal prompts have the same fold.
         overall: (P,), whether the pair is an overall preference.
     """
 
-    differences: Tensor
+    vectors: Tensor
+    ends: Tensor
     target: Tensor
     margin: Tensor
     weight: Tensor
     fold: Tensor
     overall: Tensor
+
+    @property
+    def differences(self) -> Tensor:
+        """The embedding of the better response − that of the worse, (P, D)."""
+        return self.vectors[self.ends[0]] - self.vectors[self.ends[1]]
+
+    def margins(self, weight: Tensor) -> Tensor:
+        """Return the score of the better response − that of the worse by weights (D, …): (P, …)."""
+        scores = self.vectors @ weight
+        return scores[self.ends[0]] - scores[self.ends[1]]
+
+    def merged(self) -> LinearPairs:
+        """Return the same problem with one pair for any two responses, whose target is the weighted mean of theirs.
+
+        The loss is then another constant apart, and its gradient and curvature are equal. Pairs with margins stay.
+        """
+        if self.margin.any():
+            return self
+        first, second = self.ends.amin(0), self.ends.amax(0)
+        unique, index = torch.unique(first * len(self.vectors) + second, return_inverse=True)
+        ends = torch.stack([unique // len(self.vectors), unique % len(self.vectors)])
+        toward = torch.where(self.ends[0] == first, self.target, 1 - self.target)  # the first response
+        weight, target = (
+            torch.zeros(len(unique)).index_add_(0, index, each) for each in (self.weight, self.weight * toward)
+        )
+        fold = torch.zeros(len(unique), dtype=torch.long).index_copy_(0, index, self.fold)
+        target = target / weight.clamp(min=1e-30)
+        return LinearPairs(self.vectors, ends, target, torch.zeros(len(unique)), weight, fold, torch.zeros(0))
 
 
 class Prior(NamedTuple):
@@ -192,19 +243,21 @@ def linear_pairs(
     """
     if not examples:
         none = torch.zeros(0)
-        return [LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())] * len(
-            capabilities
+        empty = LinearPairs(
+            scale.new_zeros(0, len(scale)), none.long().expand(2, 0), none, none, none, none.long(), none
         )
+        return [empty] * len(capabilities)
     (batch,) = VectorCollator(features, capabilities)(examples)
-    vectors: Any = batch.inputs
+    inputs: Any = batch.inputs
+    centered = [part - part.mean(0) for part in inputs.float().split([len(e.encoded.responses) for e in examples])]
+    vectors = torch.cat(centered) / scale  # a group's mean is in no difference, and would only cost digits
     fold = torch.tensor([fold_of(example.prompt, seed) for example in examples for _ in example.encoded.responses])
     pairs: list[LinearPairs] = []
     for expert, name in enumerate(capabilities):
         rows = (batch.expert == expert).nonzero().squeeze(-1)
-        better, worse = batch.better[rows], batch.worse[rows]
-        differences = (vectors[better].float() - vectors[worse].float()) / scale
+        ends = torch.stack([batch.better[rows], batch.worse[rows]])
         labels = batch.target[rows], batch.margin[rows], batch.weight[rows]
-        pairs.append(LinearPairs(differences, *labels, fold[better], torch.full((len(rows),), name is None)))
+        pairs.append(LinearPairs(vectors, ends, *labels, fold[ends[0]], torch.full((len(rows),), name is None)))
     return pairs
 
 
@@ -220,13 +273,14 @@ def fit_linear(pairs: LinearPairs, prior: Prior | None = None) -> LinearFit:
 
 
 def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], prior: Prior | None = None) -> LinearFit:
-    """Fit a head to overall and capability pairs together.
+    """Fit a head to overall and capability pairs together, all of the same embeddings.
 
     The strength and the weight of the capability labels have the lowest loss on the overall pairs that are left out.
     """
     best = fit_linear(overall, prior)
     parts = [overall, *capabilities]
-    pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
+    joined = [torch.cat([getattr(part, field.name) for part in parts], -1) for field in fields(LinearPairs)[1:]]
+    pairs = LinearPairs(overall.vectors, *joined)
     for share in CAPABILITY_WEIGHTS[1:] if len(pairs.weight) > len(overall.weight) else ():
         weighted = replace(pairs, weight=pairs.weight * torch.where(pairs.overall, 1.0, share))
         fit = _cross_validated(weighted, pairs.overall, prior)
@@ -239,18 +293,20 @@ def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], pr
 
 def _cross_validated(pairs: LinearPairs, judged: Tensor, prior: Prior | None = None) -> LinearFit:
     """Fit all folds, strengths and starts, and keep what has the lowest loss on the `judged` pairs (P,) left out."""
-    inside = (pairs.fold[:, None] != torch.arange(FOLDS)).float()  # (P, K): is the pair in the training part of fold k?
-    columns = torch.cat([inside, torch.ones(len(inside), 1)], 1) * pairs.weight[:, None]  # (P, K + 1)
-    starts = [torch.zeros(pairs.differences.shape[1], FOLDS + 1)]  # the penalty pulls toward 0, or toward the prior
+    problem = pairs.merged()
+    inside = (problem.fold[:, None] != torch.arange(FOLDS)).float()  # (P, K): is it in the training part of fold k?
+    columns = torch.cat([inside, torch.ones(len(inside), 1)], 1) * problem.weight[:, None]  # (P, K + 1)
+    starts = [torch.zeros(pairs.vectors.shape[1], FOLDS + 1)]  # the penalty pulls toward 0, or toward the prior
     starts += [] if prior is None else [torch.cat([prior.fold_weights, prior.weight[None]]).T]
     start = torch.stack([each for each in starts for _ in STRENGTHS], 1)  # (D, C, K + 1)
-    required = pairs.margin[:, None] - pairs.differences @ start.flatten(1)
+    required = problem.margin[:, None] - problem.margins(start.flatten(1))
     strengths = torch.tensor(STRENGTHS * len(starts)).repeat_interleave(FOLDS + 1)
-    changes = solve(pairs.differences, pairs.target, required, columns.repeat(1, start.shape[1]), strengths)
+    repeated = columns.repeat(1, start.shape[1])
+    changes = solve(problem.vectors, problem.target, required, repeated, strengths, problem.ends)
     solutions = changes.view(start.shape) + start
     margins = torch.empty(len(pairs.fold), start.shape[1])  # of each pair by the solution without its fold
     for k in range(FOLDS):
-        margins[pairs.fold == k] = pairs.differences[pairs.fold == k] @ solutions[:, :, k]
+        margins[pairs.fold == k] = pairs.margins(solutions[:, :, k])[pairs.fold == k]
     losses = preference_losses(margins - pairs.margin[:, None], pairs.target[:, None])  # (P, C)
     judged_weight = pairs.weight * judged
     best = STRENGTHS.index(_DEFAULT_STRENGTH)
@@ -299,9 +355,10 @@ def laplace(pairs: LinearPairs, weight: Tensor, l2: float, groups: float) -> Hea
         groups: the number of labeled groups, of which `pairs` may be a sample; at least 1 is assumed.
     """
     rest = torch.tensor(1 / (max(groups, 1.0) * l2))
-    if not len(pairs.differences):
+    if not len(pairs.target):
         return HeadPosterior(rest, weight.new_zeros(len(weight), 0))
-    probability = torch.sigmoid(pairs.differences @ weight - pairs.margin)
+    pairs = pairs.merged()
+    probability = torch.sigmoid(pairs.margins(weight) - pairs.margin)
     share = pairs.weight / pairs.weight.sum().clamp(min=1e-12)
     vectors, values = principal(pairs.differences * (share * probability * (1 - probability)).sqrt()[:, None])
     largest = values.topk(min(MAX_RANK, len(values)))
