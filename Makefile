@@ -80,6 +80,7 @@ bench-gpu: install
 # cores, resumable; SMALL=1: each experiment in miniature, eleven minutes. DMOERM_DATA: the folder that
 # `python -m evidence.human_data FOLDER` filled.
 evidence: install
+	$(BIN)/pip install --quiet --group evidence
 	$(BIN)/python -m evidence.all $(if $(SMALL),--small)
 
 # Kills, full disks, jumping clocks, damaged and hostile files: docs/reliability.md.

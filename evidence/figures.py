@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dmoerm.report.plots import as_svg, color_of, name_rows
+from evidence import claims
 
 Files = Mapping[str, Any]
 DATA = {
-    "compare_human": "human labels, five tasks",
-    "compare_human_all": "human labels, eighteen tasks",
-    "compare_explanations": "explanations, two tasks",
-    "compare_testbed": "testbed, five tasks",
-    "compare_final": "the final test set, nine tasks",
+    "compare_human": "five tasks, human labels",
+    "compare_human_all": "eighteen tasks, human labels",
+    "compare_testbed": "testbed, gold",
+    "compare_final2": "six tasks, second final set",
 }
 METHODS = ("general", "gated", "all_labels_general", "per_task", "all_labels", "dmoerm")
 CURVES = ("general", "bagged_wco", "per_task", "all_labels", "risk", "dmoerm")
@@ -26,14 +27,15 @@ _MARKERS = {"clean": "o", "noisy": "s", "equal": "D"}
 
 @as_svg
 def comparison(files: Files) -> Figure:
-    """Draw the accuracy of the main methods: a panel per data set, a marker per condition."""
-    known = [name for name in DATA if name in files]
-    figure = Figure(figsize=(9, 2.4 * ((len(known) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(known) + 1) // 2, 2, squeeze=False).ravel()
-    for axes in panels[len(known) :]:
-        axes.remove()
-    for axes, name in zip(panels, known, strict=False):
-        conditions = files[name]["conditions"]
+    """Draw the accuracy of the main methods: a row for each data set, a column for each backbone."""
+    names = [name for name in DATA if name in files]
+    figure = Figure(figsize=(9, 2.3 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, squeeze=False, sharex="row")
+    for axes, (name, backbone) in zip(panels.ravel(), itertools.product(names, ("", claims.SECOND)), strict=True):
+        if name + backbone not in files:
+            axes.set_axis_off()
+            continue
+        conditions = files[name + backbone]["conditions"]
         methods = [m for m in METHODS if all("mean" in c["accuracy"].get(m, {}) for c in conditions.values())]
         for offset, (condition, results) in zip(
             np.linspace(-0.22, 0.22, len(conditions)), conditions.items(), strict=True
@@ -47,11 +49,11 @@ def comparison(files: Files) -> Figure:
                     mean["value"], y, _MARKERS.get(condition, "v"), color=color, markerfacecolor=face, markersize=4.5
                 )
         name_rows(axes, methods)
-        axes.set_title(DATA[name], fontsize=9)
+        axes.set_title(f"{claims.BACKBONES[bool(backbone)]}: {DATA[name]}", fontsize=9)
         axes.set_xlabel("accuracy on held-out prompts, %")
     for condition, marker in _MARKERS.items():
         face = "#444444" if condition == "clean" else "white"
-        panels[0].plot([], [], marker, color="#444444", markerfacecolor=face, label=condition)
+        panels[0, 0].plot([], [], marker, color="#444444", markerfacecolor=face, label=condition)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -90,21 +92,22 @@ def label_shares(files: Files) -> Figure:
 @as_svg
 def best_of_n(files: Files) -> Figure:
     """Draw gold over the KL divergence of best-of-n on the testbed, a panel per condition."""
-    results = files["best_of_n_testbed"]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(results["conditions"]), sharey=True, squeeze=False)[0]
-    for axes, (name, condition) in zip(panels, results["conditions"].items(), strict=True):
-        for method in CURVES:
-            if curve := condition["curves"]["all"].get(method):
-                axes.plot(results["kl"], curve["gold"], ".-", color=color_of(method), label=method)
-                axes.fill_between(
-                    results["kl"], curve["low"], curve["high"], color=color_of(method), alpha=0.08, linewidth=0
-                )
-        axes.set_title(f"{name} labels", fontsize=9)
-        axes.set_xlabel(f"KL, nats (n = 1 to {results['ns'][-1]:,})")
-        axes.grid()
-    panels[0].set_ylabel("gold reward of the best of n")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    known = [name for name in ("best_of_n_testbed", "best_of_n_testbed" + claims.SECOND) if name in files]
+    figure = Figure(figsize=(9, 3 * len(known)), layout="constrained")
+    panels = figure.subplots(len(known), 2, sharey=True, squeeze=False)
+    for row, source in zip(panels, known, strict=True):
+        results = files[source]
+        for axes, (name, condition) in zip(row, sorted(results["conditions"].items()), strict=True):
+            for method in CURVES:
+                if curve := condition["curves"]["all"].get(method):
+                    color = color_of(method)
+                    axes.plot(results["kl"], curve["gold"], ".-", color=color, label=method)
+                    axes.fill_between(results["kl"], curve["low"], curve["high"], color=color, alpha=0.08, linewidth=0)
+            axes.set_title(f"{claims.BACKBONES[source.endswith(claims.SECOND)]}: {name} labels", fontsize=9)
+            axes.set_xlabel(f"KL, nats (n = 1 to {results['ns'][-1]:,})")
+            axes.grid()
+        row[0].set_ylabel("gold reward of the best of n")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -129,11 +132,65 @@ def policies(files: Files) -> Figure:
     return figure
 
 
+RECIPE_COLORS = {"frozen": "#1b6ca8", "branch": "#4c9a52", "finetune": "#c8811e", "paper": "#b03a48"}
+
+
+@as_svg
+def label_curve(files: Files) -> Figure:
+    """Draw accuracy and the gold of the best of n over the number of training groups, a line for each recipe."""
+    rows = files["label-curve-testbed"]["curve"]
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    for column, noise in enumerate(dict.fromkeys(row["noise"] for row in rows)):
+        for recipe, color in RECIPE_COLORS.items():
+            line = [row for row in rows if (row["noise"], row["recipe"]) == (noise, recipe)]
+            sizes, upper, lower = [row["size"] for row in line], panels[0, column], panels[1, column]
+            ends = np.array([row["accuracy"] for row in line]).reshape(-1, 3)
+            upper.plot(sizes, ends[:, 0], ".-", color=color, label=recipe)
+            upper.fill_between(sizes, ends[:, 1], ends[:, 2], color=color, alpha=0.08, linewidth=0)
+            lower.plot(sizes, [row["gold"] for row in line], ".-", color=color)
+        panels[0, column].set_title(f"{noise} labels", fontsize=9)
+        panels[1, column].set_xlabel("training groups of a task")
+        for axes in panels[:, column]:
+            axes.set_xscale("log")
+            axes.grid()
+    panels[0, 0].set_ylabel("accuracy by gold, %")
+    panels[1, 0].set_ylabel("gold of the best of 64")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+@as_svg
+def time_to_accuracy(files: Files) -> Figure:
+    """Draw accuracy over seconds of training: TRL's curves, and a point for each recipe; a panel per data set."""
+    names = [name for name in files if name.startswith("time-to-accuracy-")]
+    figure = Figure(figsize=(9, 2.8 * ((len(names) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).ravel()
+    lines = {"full": "#b03a48", "lora": "#c8811e", "frozen": "#1b6ca8", "finetune": "#4c9a52"}
+    for axes, name in zip(panels, names, strict=False):
+        for kind, color in lines.items():
+            for part, style in {"each": "-", "all": "--", "ours": "D"}.items():
+                if curve := files[name]["curves"].get(kind, {}).get(part):
+                    label = f"{kind}, {'dmoerm' if part == 'ours' else f'TRL, {part}'}"
+                    axes.plot(*zip(*curve, strict=True), style, color=color, label=label, markersize=5)
+        axes.set_title(name.removeprefix("time-to-accuracy-"), fontsize=9)
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds of training on two cores")
+        axes.grid()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    panels[0].set_ylabel("accuracy, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
 FIGURES: Mapping[str, tuple[str, Callable[[Files], str]]] = {
     "comparison": ("compare_human", comparison),
     "label_shares": ("compare_label_shares", label_shares),
     "best_of_n": ("best_of_n_testbed", best_of_n),
     "policies": ("rl_testbed", policies),
+    "label_curve": ("label-curve-testbed", label_curve),
+    "time_to_accuracy": ("time-to-accuracy-humour", time_to_accuracy),
 }
 """Name of a picture → the results file that it needs, and the function that draws it."""
 

@@ -1,7 +1,7 @@
 """Accuracy, time and best-of-n of the recipes over the number of training groups: where does fine-tuning begin to pay?
 
-    python -m evidence.label_curve testbed --task roleplay objective_qa --size 50 300 1000 --recipe frozen paper
-    python -m evidence.label_curve humour --files humour.jsonl --size 300 1000 --layers 20 16
+    python -m evidence.label_curve --task roleplay objective_qa --size 50 300 1000 --recipe frozen paper --name testbed
+    python -m evidence.label_curve --files humour.jsonl --size 300 1000 --layers 20 16 --output runs/label-curve-humour
 
     frozen     heads on the pretrained layers, fitted exactly
     branch     a trained branch for each task, heads of the capabilities on it, fitted exactly
@@ -35,6 +35,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.evaluation.comparison import measure_seed, open_suite
 from dmoerm.evaluation.methods import choose_methods
 from dmoerm.evaluation.metrics import PairCounts, compare, join
+from dmoerm.evaluation.results import Difference, Estimate
 from dmoerm.io.paths import write_file
 from dmoerm.schema import Group, prompt_key
 from dmoerm.taxonomy import load_taxonomy
@@ -43,6 +44,7 @@ from evidence import testbed
 from evidence.best_of_n_estimates import best_of_n
 from evidence.bon import from_testbed, score_samples
 from evidence.conditions import Data, condition_run, take_prompts
+from evidence.measure import table as screen_table
 from evidence.measure import write
 
 BRANCH = ["extends=finetune", "phase2={fit: exact}", "phase3={fit: exact, base_scores: [per_task, general]}"]
@@ -91,7 +93,11 @@ def measure(name: str, config: Config, data: Data, noise: str, folder: Path) -> 
     console, started = Console(stderr=True), time.monotonic()
     finished = train(run, console)
     seconds = time.monotonic() - started
-    point: Point = {"seconds": seconds, "steps": {n: round(m["seconds"], 1) for n, m in finished.metrics().items()}}
+    steps = {
+        name: {key: round(figures[key], 3) for key in ("seconds", "loss", "accuracy") if key in figures}
+        for name, figures in finished.metrics().items()
+    }
+    point: Point = {"seconds": seconds, "steps": steps}
     result = measure_seed(run, method, console)
     point["counts"] = {
         task: {"prompts": list(c.prompts), "pairs": c.pairs[0].tolist()}
@@ -117,10 +123,11 @@ def points(options: argparse.Namespace, base: Config) -> Iterator[tuple[tuple[st
                 for recipe in options.recipe:
                     name = f"{recipe}-{noise}-{size}-{seed}"
                     file = Path(base.output) / "points" / f"{name}.json"
-                    if not file.exists() and not options.stored:
-                        yield (recipe, noise, size, seed), new_point(options, base, (recipe, noise, size, seed), file)
-                    elif file.exists():
-                        yield (recipe, noise, size, seed), json.loads(file.read_text(encoding="utf-8"))
+                    key = recipe, noise, size, seed
+                    if file.exists():
+                        yield key, json.loads(file.read_text(encoding="utf-8"))
+                    elif not options.stored:
+                        yield key, new_point(options, base, key, file)
 
 
 def new_point(options: argparse.Namespace, base: Config, key: tuple[str, str, int, int], file: Path) -> Point:
@@ -136,9 +143,8 @@ def new_point(options: argparse.Namespace, base: Config, key: tuple[str, str, in
     point = measure(recipe, config, data, noise, folder)
     write_file(file, json.dumps(point))
     shutil.rmtree(folder)
-    accuracy = {m: 100 * fmean(sum(c["right"][m]) / sum(c["pairs"]) for c in point["counts"].values()) for m in
-                next(iter(point["counts"].values()))["right"]}  # fmt: skip
-    Console(stderr=True).print(f"{file.stem}: {accuracy}, {point['seconds']:.0f} s", markup=False)
+    (row,) = table(summary({("frozen", *key[1:]): point}))
+    Console(stderr=True).print(f"{file.stem}: {row}", markup=False)
     return point
 
 
@@ -155,7 +161,7 @@ def _counts(stored: Mapping[str, Any], method: str, name: str) -> PairCounts:
     return PairCounts(stored["prompts"], pairs, {name: right})
 
 
-def table(known: Mapping[tuple[str, str, int, int], Point]) -> list[dict[str, str]]:
+def summary(known: Mapping[tuple[str, str, int, int], Point]) -> list[Point]:
     """Return a row for each noise, size and recipe: accuracy, its difference to `frozen`, gold of the best, seconds."""
     rows = []
     for noise, size in sorted({key[1:3] for key in known}):
@@ -166,33 +172,44 @@ def table(known: Mapping[tuple[str, str, int, int], Point]) -> list[dict[str, st
         for recipe, seeds in of.items():
             if not seeds:
                 continue
+            counts = joined(list(seeds.values()), "dmoerm", "dmoerm")
             same = [of["frozen"][seed] for seed in seeds if seed in of["frozen"]]
-            ours = joined(list(seeds.values()), "dmoerm", "dmoerm")
-            if len(same) == len(seeds):
-                theirs = joined(same, "dmoerm", "frozen")
-                ours = {t: replace(c, right={**c.right, **theirs[t].right}) for t, c in ours.items()}
-            accuracy, paired = compare(ours)
-            mean, difference = accuracy["dmoerm"]["mean"], paired.get("dmoerm - frozen", {}).get("mean")
+            if recipe != "frozen" and len(same) == len(seeds):
+                frozen = joined(same, "dmoerm", "frozen")
+                counts = {task: replace(c, right={**c.right, **frozen[task].right}) for task, c in counts.items()}
+            accuracy, paired = compare(counts)
             golds = [gold for point in seeds.values() for gold in point.get("best_of_n", {}).get("dmoerm", ())]
-            ends = [f"{100 * value:+.1f}" for value in (difference.value, difference.low, difference.high)] if (
-                difference and recipe != "frozen") else []  # fmt: skip
-            rows.append({
-                "labels": noise,
-                "groups of a task": f"{size:,}",
-                "recipe": recipe,
-                "seeds": str(len(seeds)),
-                "accuracy, %": f"{100 * mean.value:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})",
-                "minus frozen": f"{ends[0]} ({ends[1]} to {ends[2]})" if ends else "–",
-                f"gold of the best of {SAMPLES}": f"{fmean(golds):.3f}" if golds else "–",
-                "seconds": f"{fmean(point['seconds'] for point in seeds.values()):,.0f}",
-            })  # fmt: skip
+            row = {"noise": noise, "size": size, "recipe": recipe, "seeds": len(seeds)}
+            row |= {"accuracy": _points(accuracy["dmoerm"]["mean"]), "gold": fmean(golds) if golds else None}
+            row |= {"minus": _points(paired["dmoerm - frozen"]["mean"]) if paired else None}
+            rows.append(row | {"seconds": fmean(point["seconds"] for point in seeds.values())})
     return rows
+
+
+def _points(estimate: Estimate | Difference) -> list[float]:
+    return [round(100 * value, 2) for value in (estimate.value, estimate.low, estimate.high)]
+
+
+def table(rows: Sequence[Point]) -> list[dict[str, str]]:
+    """Return the rows as text."""
+    return [
+        {
+            "labels": row["noise"],
+            "groups of a task": f"{row['size']:,}",
+            "recipe": row["recipe"],
+            "seeds": str(row["seeds"]),
+            "accuracy, %": "{:.1f} ({:.1f} to {:.1f})".format(*row["accuracy"]),
+            "minus frozen": "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["minus"]) if row["minus"] else "–",
+            f"gold of the best of {SAMPLES}": "–" if row["gold"] is None else f"{row['gold']:.3f}",
+            "seconds": f"{row['seconds']:,.0f}",
+        }
+        for row in rows
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the results: label-curve-NAME.json; testbed: generated groups")
     parser.add_argument("--files", nargs="+", default=[], help="human-labeled data in place of the testbed")
     parser.add_argument("--task", nargs="+", default=list(testbed.TASKS), help="tasks of the testbed")
     parser.add_argument("--size", nargs="+", type=int, default=[50, 100, 300, 1000], help="groups of each task")
@@ -203,12 +220,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="change settings")
     parser.add_argument("--stored", action="store_true", help="make the table of the stored points alone")
+    parser.add_argument("--name", help="store the results as results/label-curve-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/label-curve"))
     options = parser.parse_args(arguments)
-    base = load_config(None, [f"output={options.output / options.name}"])
+    base = load_config(None, [f"output={options.output}"])
     known = dict(points(options, base))
     command = " ".join(["python", "-m", "evidence.label_curve", *(sys.argv[1:] if arguments is None else arguments)])
-    write(f"label-curve-{options.name}", command, [], tables={"Over the number of training groups": table(known)})
+    rows = summary(known)
+    tables = {"Over the number of training groups": table(rows)}
+    Console().print(screen_table(table(rows)))
+    if options.name:
+        write(f"label-curve-{options.name}", command, [], tables=tables, curve=rows)
 
 
 if __name__ == "__main__":

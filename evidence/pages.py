@@ -61,7 +61,7 @@ def rows(results: dict[str, Any]) -> list[str]:
         f"| {r['work']} | {r['peer']} | {r['ours_s']:.3f} | {r['peer_s']:.3f} | **{r['ratio']:.2f}** | {r['runs']} |"
         for r in results["rows"]
     ]
-    known = ("command", "rows", "tables", "versions", "processor", "threads", "date")
+    known = ("command", "rows", "tables", "curve", "curves", "versions", "processor", "threads", "date")
     more = [f"* {name}: `{json.dumps(value)}`" for name, value in results.items() if name not in known]
     return [*(head + table if table else []), *([""] if table and more else []), *more]
 

@@ -1,7 +1,7 @@
 """Accuracy on held-out prompts against training time: TRL's `RewardTrainer` beside the recipes frozen and finetune.
 
-    python -m evidence.time_to_accuracy humour --files humour.jsonl
-    python -m evidence.time_to_accuracy testbed-1000 --task roleplay objective_qa --size 1000
+    python -m evidence.time_to_accuracy --files humour.jsonl --size 4000 --name humour
+    python -m evidence.time_to_accuracy --task roleplay objective_qa --size 1000 --layers 6 4
 
     full    TRL, all weights of the whole backbone
     lora    TRL, a LoRA (rank 16) on all linear layers
@@ -47,6 +47,7 @@ from dmoerm.schema import Group
 from evidence import testbed
 from evidence.conditions import Data
 from evidence.label_curve import generated, human, measure
+from evidence.measure import table as screen_table
 from evidence.measure import write
 
 RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
@@ -203,7 +204,6 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the results: time-to-accuracy-NAME.json")
     parser.add_argument("--files", nargs="+", default=[], help="human-labeled data; without: the testbed")
     parser.add_argument("--task", nargs="+", default=list(testbed.TASKS), help="tasks of the testbed")
     parser.add_argument("--size", type=int, default=1000, help="groups of each task")
@@ -214,9 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--recipe", nargs="+", default=["frozen", "finetune", "lora", "full"])
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="settings of ours")
+    parser.add_argument("--name", help="store the results as results/time-to-accuracy-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/time-to-accuracy"))
     options = parser.parse_args(arguments)
-    folder, results = options.output / options.name, dict[str, Any]()
+    folder, results = options.output, dict[str, Any]()
     files = f"data.files=[{','.join(options.files)}]"
     layers = [f"backbone.num_layers={options.layers[0]}", f"backbone.branch_layer={options.layers[1]}"]
     for recipe in options.recipe:
@@ -240,7 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["python", "-m", "evidence.time_to_accuracy", *(sys.argv[1:] if arguments is None else arguments)]
     )
     tables = {"Accuracy on held-out prompts, and seconds of training": table(results)}
-    write(f"time-to-accuracy-{options.name}", command, [], tables=tables, curves=results)
+    Console().print(screen_table(table(results)))
+    if options.name:
+        write(f"time-to-accuracy-{options.name}", command, [], tables=tables, curves=results)
 
 
 if __name__ == "__main__":
