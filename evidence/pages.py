@@ -38,7 +38,7 @@ def filled(text: str, files: dict[str, Any]) -> str:
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
         if results.get("kind") == "comparison":
             text = replaced(text, f"short {name}", experiment_tables.short(results))
-    for name, chosen in {"claims": claims.CLAIMS, "main claims": claims.MAIN}.items():
+    for name, chosen in {"answers": claims.ANSWERS, "claims": claims.CLAIMS, "main claims": claims.MAIN}.items():
         text = replaced(text, name, claims.lines(files, chosen)) if f"<!-- {name} -->" in text else text
     return text
 

@@ -17,7 +17,6 @@ seed. Results that are stored in the output are not measured again.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import sys
@@ -51,7 +50,7 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 
 RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
-WARMUPS = (0.0, 0.1)
+WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 SHARE = 0.25  # of the training pairs, to choose rate and warm-up
 Curve = list[tuple[float, float]]
@@ -98,14 +97,19 @@ def accuracy(model: Any, examples: Examples, pad: int) -> float:
     return 100 * fmean(sum(r for r, _ in task) / sum(n for _, n in task) for task in right.values())
 
 
-def trl(kind: str, train: Examples, test: Examples, rate: float, warmup: float, epochs: float, points: int) -> Curve:
-    """Train one model by TRL; return its curve on the test examples."""
+def trl(
+    kind: str, train: Examples, test: Examples, rate: float, warmup: float, epochs: float, points: int,
+    layers: int | None = None,
+) -> Curve:  # fmt: skip
+    """Train one model by TRL on the first layers of the backbone, or on all; return its curve on the test examples."""
     path = str(bundled_backbone())
     tokenizer = AutoTokenizer.from_pretrained(path)
     pad = tokenizer.pad_token_id or 0
     clock = Clock(lambda model: accuracy(model, test, pad), points)
     dtype = torch.float32 if kind == "full" else torch.bfloat16
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
+    if layers:
+        model.model.layers, model.config.num_hidden_layers = model.model.layers[:layers], layers
     torch.nn.init.normal_(model.score.weight, std=1e-3)  # the default starts at a loss of 1.9
     model.config.pad_token_id = pad
     pairs = [
@@ -151,17 +155,21 @@ def trl(kind: str, train: Examples, test: Examples, rate: float, warmup: float, 
     return clock.curve
 
 
-def chosen(kind: str, train: Examples, validation: Examples) -> dict[str, Any]:
+def chosen(kind: str, train: Examples, validation: Examples, layers: int | None) -> dict[str, Any]:
     """Return the learning rate and warm-up with the best accuracy on the validation prompts, and all tried ones."""
-    part, tried = train[: max(round(SHARE * len(train)), 1)], []
-    for rate, warmup in itertools.product(RATES[kind], WARMUPS):
-        tried.append([rate, warmup, trl(kind, part, validation, rate, warmup, 1, 1)[-1][1]])
+    part, tried = train[: max(round(SHARE * len(train)), 1)], list[tuple[float, float, float]]()
+
+    def best() -> tuple[float, float, float]:
+        return max(tried, key=lambda row: row[2])
+
+    for rate, warmup in [*((rate, WARMUPS[0]) for rate in RATES[kind]), (None, WARMUPS[1])]:
+        settings = rate or best()[0], warmup
+        tried.append((*settings, trl(kind, part, validation, *settings, 1, 1, layers)[-1][1]))
         Console(stderr=True).print(f"{kind} {tried[-1]}", markup=False)
-    rate, warmup, _ = max(tried, key=lambda row: row[2])
-    return {"rate": rate, "warmup": warmup, "tried": tried}
+    return {"rate": best()[0], "warmup": best()[1], "tried": tried}
 
 
-def peer(kind: str, data: Data, encoder: Encoder, epochs: float) -> dict[str, Any]:
+def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None) -> dict[str, Any]:
     """Return TRL's curves: of one model for each task, whose seconds add up, and of one model for all tasks."""
 
     def examples(groups: Sequence[Group]) -> Examples:
@@ -178,8 +186,8 @@ def peer(kind: str, data: Data, encoder: Encoder, epochs: float) -> dict[str, An
                 examples([g for g, h in zip(groups, held, strict=True) if h == w]) for w in (False, True)
             )
             test = examples([group for group in data.test if group.task in names and group.pairs()])
-            best = chosen(kind, train, validation)
-            curves.append(trl(kind, train, test, best["rate"], best["warmup"], epochs, 10))
+            best = chosen(kind, train, validation, layers)
+            curves.append(trl(kind, train, test, best["rate"], best["warmup"], epochs, 10, layers))
             result.setdefault("settings", {})["+".join(names)] = best
         if curves:
             result[name] = [[sum(p[0] for p in rows), fmean(p[1] for p in rows)] for rows in zip(*curves, strict=True)]
@@ -208,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", nargs="+", default=list(testbed.TASKS), help="tasks of the testbed")
     parser.add_argument("--size", type=int, default=1000, help="groups of each task")
     parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
-    parser.add_argument("--epochs", type=float, default=2, help="of TRL")
+    parser.add_argument("--epochs", type=float, default=1, help="of TRL")
+    parser.add_argument("--peer-layers", type=int, help="of TRL's backbone; without: all, as it is used")
     parser.add_argument(
         "--layers", nargs=2, type=int, default=[20, 16], help="of ours: of the backbone, and of the trunk"
     )
@@ -229,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not file.exists():
             if recipe in RATES:
                 encoder = Encoder(AutoTokenizer.from_pretrained(str(bundled_backbone())), config.encoding)
-                found = peer(recipe, data, encoder, options.epochs)
+                found = peer(recipe, data, encoder, options.epochs, options.peer_layers)
             else:
                 point = measure(recipe, config, data, "clean", folder / "run")
                 share = [sum(c["right"]["dmoerm"]) / sum(c["pairs"]) for c in point["counts"].values()]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -149,6 +149,7 @@ class LinearPairs:
         target, margin, weight: (P,), as in `PreferenceBatch`.
         fold: (P,), 0 … K − 1; pairs of equal prompts have the same fold.
         overall: (P,), whether the pair is an overall preference.
+        space: (D, R), an orthonormal basis of the space of the vectors, if there are fewer of them than D.
     """
 
     vectors: Tensor
@@ -158,6 +159,12 @@ class LinearPairs:
     weight: Tensor
     fold: Tensor
     overall: Tensor
+    space: Tensor | None = None
+
+    @property
+    def coordinates(self) -> Tensor:
+        """The vectors in their space, (N, R): eigenvectors of fewer dimensions take much less time."""
+        return self.vectors if self.space is None else self.vectors @ self.space
 
     @property
     def differences(self) -> Tensor:
@@ -185,7 +192,8 @@ class LinearPairs:
         )
         fold = torch.zeros(len(unique), dtype=torch.long).index_copy_(0, index, self.fold)
         target = target / weight.clamp(min=1e-30)
-        return LinearPairs(self.vectors, ends, target, torch.zeros(len(unique)), weight, fold, torch.zeros(0))
+        none = torch.zeros(0)
+        return LinearPairs(self.vectors, ends, target, torch.zeros(len(unique)), weight, fold, none, self.space)
 
 
 class Prior(NamedTuple):
@@ -251,13 +259,15 @@ def linear_pairs(
     inputs: Any = batch.inputs
     centered = [part - part.mean(0) for part in inputs.float().split([len(e.encoded.responses) for e in examples])]
     vectors = torch.cat(centered) / scale  # a group's mean is in no difference, and would only cost digits
+    space = principal(vectors)[0] if len(vectors) < len(scale) else None
     fold = torch.tensor([fold_of(example.prompt, seed) for example in examples for _ in example.encoded.responses])
     pairs: list[LinearPairs] = []
     for expert, name in enumerate(capabilities):
         rows = (batch.expert == expert).nonzero().squeeze(-1)
         ends = torch.stack([batch.better[rows], batch.worse[rows]])
         labels = batch.target[rows], batch.margin[rows], batch.weight[rows]
-        pairs.append(LinearPairs(vectors, ends, *labels, fold[ends[0]], torch.full((len(rows),), name is None)))
+        overall = torch.full((len(rows),), name is None)
+        pairs.append(LinearPairs(vectors, ends, *labels, fold[ends[0]], overall, space))
     return pairs
 
 
@@ -279,8 +289,8 @@ def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], pr
     """
     best = fit_linear(overall, prior)
     parts = [overall, *capabilities]
-    joined = [torch.cat([getattr(part, field.name) for part in parts], -1) for field in fields(LinearPairs)[1:]]
-    pairs = LinearPairs(overall.vectors, *joined)
+    names = ("ends", "target", "margin", "weight", "fold", "overall")
+    pairs = replace(overall, **{name: torch.cat([getattr(part, name) for part in parts], -1) for name in names})
     for share in CAPABILITY_WEIGHTS[1:] if len(pairs.weight) > len(overall.weight) else ():
         weighted = replace(pairs, weight=pairs.weight * torch.where(pairs.overall, 1.0, share))
         fit = _cross_validated(weighted, pairs.overall, prior)
@@ -302,8 +312,8 @@ def _cross_validated(pairs: LinearPairs, judged: Tensor, prior: Prior | None = N
     required = problem.margin[:, None] - problem.margins(start.flatten(1))
     strengths = torch.tensor(STRENGTHS * len(starts)).repeat_interleave(FOLDS + 1)
     repeated = columns.repeat(1, start.shape[1])
-    changes = solve(problem.vectors, problem.target, required, repeated, strengths, problem.ends)
-    solutions = changes.view(start.shape) + start
+    changes = solve(problem.coordinates, problem.target, required, repeated, strengths, problem.ends)
+    solutions = (changes if pairs.space is None else pairs.space @ changes).view(start.shape) + start
     margins = torch.empty(len(pairs.fold), start.shape[1])  # of each pair by the solution without its fold
     for k in range(FOLDS):
         margins[pairs.fold == k] = pairs.margins(solutions[:, :, k])[pairs.fold == k]
@@ -360,10 +370,13 @@ def laplace(pairs: LinearPairs, weight: Tensor, l2: float, groups: float) -> Hea
     pairs = pairs.merged()
     probability = torch.sigmoid(pairs.margins(weight) - pairs.margin)
     share = pairs.weight / pairs.weight.sum().clamp(min=1e-12)
-    vectors, values = principal(pairs.differences * (share * probability * (1 - probability)).sqrt()[:, None])
+    coordinates = pairs.coordinates
+    differences = coordinates[pairs.ends[0]] - coordinates[pairs.ends[1]]
+    vectors, values = principal(differences * (share * probability * (1 - probability)).sqrt()[:, None])
     largest = values.topk(min(MAX_RANK, len(values)))
     removed = rest * largest.values / (largest.values + l2)  # of the variance along each direction
-    return HeadPosterior(rest, vectors[:, largest.indices] * removed.sqrt())
+    basis = vectors[:, largest.indices] * removed.sqrt()
+    return HeadPosterior(rest, basis if pairs.space is None else pairs.space @ basis)
 
 
 # --- the heads of a model ---------------------------------------------------------------------------------------------
