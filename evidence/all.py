@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +67,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [e for e in experiments() if not options.only or e.name in options.only]
     if unknown := set(options.only or ()) - {e.name for e in chosen}:
         parser.error(f"unknown experiment {min(unknown)}; --list names all")
-    for experiment in chosen:
-        command = experiment.small if options.small else experiment.command
-        if options.list:
+    if options.list:
+        for experiment in chosen:
+            command = experiment.small if options.small else experiment.command
             console.print(f"{experiment.name}: {command}", markup=False)
-        else:
-            measure(experiment, command, console, options.small)
-    if not options.list:
-        finish(console, options.small)
+        return
+    if options.small:
+        measure_small(chosen, console)
+    else:
+        for experiment in chosen:
+            measure(experiment, experiment.command, console, small=False)
+    finish(console, options.small)
+
+
+def measure_small(chosen: Sequence[Experiment], console: Console) -> None:
+    """Run the experiments in miniature, two at a time; one waits for the earlier ones that use the same files."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    files = [set(re.findall(r"runs/[\w.-]+", experiment.small)) for experiment in chosen]
+    with ThreadPoolExecutor(2) as pool:
+        running: list[Future[None]] = []
+
+        def run(index: int) -> None:
+            for earlier in range(index):
+                if files[earlier] & files[index]:
+                    running[earlier].result()
+            measure(chosen[index], chosen[index].small, console, small=True)
+
+        for index in range(len(chosen)):
+            running.append(pool.submit(run, index))
+        for each in running:
+            each.result()
 
 
 def measure(experiment: Experiment, command: str, console: Console, small: bool) -> None:

@@ -362,8 +362,8 @@ ANSWERS = (
     *_claims(
         over("general"),
         above,
-        compare_human="**Does the mixture pay without knowing the task?** Minus one reward model for all tasks: five tasks "
-        "with human labels (773 prompts, 5 seeds)",
+        compare_human="**Does the mixture pay without knowing the task?** Minus one reward model for all tasks: five "
+        "tasks with human labels (773 prompts, 5 seeds)",
         compare_human_all="… eighteen tasks (2,915 prompts)",
         compare_testbed="… testbed, by a gold reward (653 prompts)",
         compare_final2="… six tasks that no choice has touched, run once (456 groups)",
@@ -371,8 +371,8 @@ ANSWERS = (
     *_claims(
         over_best,
         at_least(-1.5),
-        compare_human="… minus the best of one model, one per task and one per task on all labels behind the same router, "
-        "with its name: five tasks",
+        compare_human="… minus the best of one model and, behind the same router, one per task on overall or on all "
+        "labels, with its name: five tasks",
         compare_human_all="… eighteen tasks",
         compare_final2="… the six tasks of the final set",
         routed_kinds_helpfulness="… kinds of one assistant's prompts, which overlap",
