@@ -75,7 +75,12 @@ class Claim:
     def _cell(self, files: Files, source: str) -> str:
         if source not in files:
             return "–"
-        figures = self.figures(files[source])
+        try:
+            figures = self.figures(files[source])
+        except KeyError:  # the experiment with the second backbone has fewer methods
+            if not source.endswith(SECOND):
+                raise
+            return "–"
         holds = self.second if self.second and source.endswith(SECOND) else self.holds
         if wrong := [f"{label} {figure}" for label, figure in figures.items() if not holds(figure)]:
             raise ValueError(f"this claim does not hold any more: {self.sentence} ({source}: {', '.join(wrong)})")
@@ -205,6 +210,7 @@ CLAIMS = (
         compare_human_all="… eighteen tasks (2,915 prompts, 5 seeds)",
         compare_testbed="… testbed, by a gold reward (653 prompts, 5 seeds)",
         compare_final="… nine tasks, a test set that was run once (1,080 prompts, 3 seeds)",
+        compare_final2="… six tasks that no choice has touched, a second set that was run once (444 prompts, 5 seeds)",
     ),
     Claim(
         "… than fine-tuned ensembles, WARM and UMM-RM: testbed, noisy labels (70 prompts, one seed)",
@@ -240,6 +246,7 @@ CLAIMS = (
         compare_human_all="… eighteen tasks",
         compare_explanations="… explanations (1,408 prompts, 5 seeds)",
         compare_testbed="… testbed",
+        compare_final2="… six tasks, the second final set",
     ),
     Claim(
         "**Below** one model per task on the test set that was run once: the router confuses two of nine tasks",
@@ -255,6 +262,7 @@ CLAIMS = (
         compare_human_all="… eighteen tasks",
         compare_explanations="… explanations",
         compare_testbed="… testbed",
+        compare_final2="… six tasks, the second final set",
     ),
     Claim(
         "With a tenth of the overall labels and all capability labels, above one model per task (`per_task`): five "
@@ -366,14 +374,13 @@ ANSWERS = (
         "tasks with human labels (773 prompts, 5 seeds)",
         compare_human_all="… eighteen tasks (2,915 prompts)",
         compare_testbed="… testbed, by a gold reward (653 prompts)",
-        compare_final2="… six tasks that no choice has touched, run once (456 groups)",
+        compare_final2="… six tasks that no choice has touched, run once (444 prompts)",
     ),
     *_claims(
         over_best,
         at_least(-1.5),
         compare_human="… minus the best of one model and, behind the same router, one per task on overall or on all "
         "labels, with its name: five tasks",
-        compare_human_all="… eighteen tasks",
         compare_final2="… the six tasks of the final set",
         routed_kinds_helpfulness="… kinds of one assistant's prompts, which overlap",
     ),
@@ -389,6 +396,7 @@ ANSWERS = (
 MAIN = (
     Claim("one reward model for all tasks: five tasks with human labels", "compare_human", over("general"), above),
     Claim("… eighteen tasks", "compare_human_all", over("general"), above),
+    Claim("… six tasks that no choice has touched, run once", "compare_final2", over("general"), above),
     Claim("… nine tasks, a test set that was run once", "compare_final", over("general"), above),
     Claim("one model per task, the task given (an oracle): that test set", "compare_final", over("per_task"), below),
     Claim("… that also learns from capability labels: eighteen tasks", "compare_human_all", over("all_labels"), level),
