@@ -59,7 +59,7 @@ def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96, 
 
     Args:
         prompts: testbed prompts of each task, which are the data without `data.files`.
-        data: in place of those of the settings.
+        data: replaces the data of the settings.
     """
     if unknown := [name for name in changes if "." not in name and name not in DATA]:
         raise ConfigError(f"unknown change {unknown[0]!r}; use a setting, named a.b, or one of {', '.join(DATA)}")

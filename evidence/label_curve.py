@@ -85,17 +85,17 @@ def human(config: Config, size: int) -> Data:
     return Data(train, list(data.test), data.taxonomy)
 
 
-def measure(name: str, config: Config, data: Data, noise: str, folder: Path) -> Point:
+def measure(recipe: str, config: Config, data: Data, noise: str, folder: Path) -> Point:
     """Train one recipe; return its seconds, the counts of the held-out pairs, and the gold of the best of n."""
-    method = choose_methods(["dmoerm" if name == "paper" else "per_task"])
+    method = choose_methods(["dmoerm" if recipe == "paper" else "per_task"])
     run = condition_run(changed(config, {"output": str(folder)}), noise, NOISE[noise], config.seed, data=data)
     run = changed(run, {"cache": str(folder / "cache")})
     console, started = Console(stderr=True), time.monotonic()
     finished = train(run, console)
     seconds = time.monotonic() - started
     steps = {
-        name: {key: round(figures[key], 3) for key in ("seconds", "loss", "accuracy") if key in figures}
-        for name, figures in finished.metrics().items()
+        step: {key: round(figures[key], 3) for key in ("seconds", "loss", "accuracy") if key in figures}
+        for step, figures in finished.metrics().items()
     }
     point: Point = {"seconds": seconds, "steps": steps}
     result = measure_seed(run, method, console)

@@ -10,7 +10,7 @@ TRL trains on the overall pairs, in bfloat16 passes with float32 weights, 16 pai
 pair is its own example, as in its data format. Learning rate and warm-up are those with the best accuracy on a tenth of
 the training prompts after a quarter of the pairs; the time for this choice is not counted. The clock stops while the
 held-out prompts are scored. Of several tasks, TRL trains one model for each (`each`) and one for all (`all`). dmoerm's
-seconds are those of the whole training from an empty cache; it uses the capability labels too where there are any. One
+seconds cover the whole training from an empty cache; it uses the capability labels too where there are any. One
 seed. Results that are stored in the output are not measured again.
 """
 
@@ -195,7 +195,7 @@ def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | N
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return for each peer its best accuracy, its seconds until then, and those of ours."""
+    """Return for each curve its best accuracy and the seconds until then."""
     rows = []
     for name, curves in results.items():
         for part in ("each", "all", "ours"):

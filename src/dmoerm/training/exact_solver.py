@@ -168,11 +168,11 @@ class LinearPairs:
 
     @property
     def differences(self) -> Tensor:
-        """The embedding of the better response − that of the worse, (P, D)."""
+        """Embedding of the better response − embedding of the worse one, (P, D)."""
         return self.vectors[self.ends[0]] - self.vectors[self.ends[1]]
 
     def margins(self, weight: Tensor) -> Tensor:
-        """Return the score of the better response − that of the worse by weights (D, …): (P, …)."""
+        """Return the score of the better response − the score of the worse one by weights (D, …): (P, …)."""
         scores = self.vectors @ weight
         return scores[self.ends[0]] - scores[self.ends[1]]
 
