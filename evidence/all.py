@@ -131,7 +131,9 @@ def finish(console: Console, small: bool) -> None:
             console.print(f"{file.stem}: tables of {len(filled.splitlines())} lines", markup=False)
     else:
         pages.main()
-    console.print(f"{len(claims.rows(pages.stored()))} claims hold for the stored results")
+    console.print(
+        f"{len(claims.rows(pages.stored(), claims.ANSWERS + claims.CLAIMS))} claims hold for the stored results"
+    )
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def points(options: argparse.Namespace, base: Config) -> Iterator[tuple[tuple[st
                     key = recipe, noise, size, seed
                     if file.exists():
                         yield key, json.loads(file.read_text(encoding="utf-8"))
-                    elif not options.stored:
+                    else:
                         yield key, new_point(options, base, key, file)
 
 
@@ -219,7 +219,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", nargs=2, type=int, default=[6, 4], help="of the backbone, and of the trunk")
     parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="change settings")
-    parser.add_argument("--stored", action="store_true", help="make the table of the stored points alone")
     parser.add_argument("--name", help="store the results as results/label-curve-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/label-curve"))
     options = parser.parse_args(arguments)

@@ -29,12 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl.trainer.reward_config import RewardConfig
-from trl.trainer.reward_trainer import RewardTrainer
+from transformers import AutoTokenizer, TrainerCallback
 
 from dmoerm.chat.encoding import Encoded, Encoder
 from dmoerm.config import Config, load_config
@@ -48,10 +45,12 @@ from evidence.conditions import Data
 from evidence.label_curve import generated, human, measure
 from evidence.measure import table as screen_table
 from evidence.measure import write
+from evidence.speed.training import trl_trainer
 
 RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
+LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
 SHARE = 0.25  # of the training pairs, to choose rate and warm-up
 Curve = list[tuple[float, float]]
 """Seconds of training, and accuracy."""
@@ -61,7 +60,7 @@ Examples = Sequence[tuple[Group, Encoded]]
 class Clock(TrainerCallback):
     """Measures accuracy while a trainer runs, at even distances, with the clock stopped."""
 
-    def __init__(self, evaluate: Callable[[torch.nn.Module], float], points: int) -> None:
+    def __init__(self, evaluate: Callable[[Any], float], points: int) -> None:
         self.evaluate, self.points, self.curve, self.left_out = evaluate, points, Curve(), 0.0
         self.started = time.monotonic()
 
@@ -102,55 +101,29 @@ def trl(
     layers: int | None = None,
 ) -> Curve:  # fmt: skip
     """Train one model by TRL on the first layers of the backbone, or on all; return its curve on the test examples."""
-    path = str(bundled_backbone())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    pad = tokenizer.pad_token_id or 0
-    clock = Clock(lambda model: accuracy(model, test, pad), points)
-    dtype = torch.float32 if kind == "full" else torch.bfloat16
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
-    if layers:
-        model.model.layers, model.config.num_hidden_layers = model.model.layers[:layers], layers
-    torch.nn.init.normal_(model.score.weight, std=1e-3)  # the default starts at a loss of 1.9
-    model.config.pad_token_id = pad
     pairs = [
         {"chosen_ids": [*e.prompt, *e.responses[p.better]], "rejected_ids": [*e.prompt, *e.responses[p.worse]]}
         for group, e in train
         for p in group.pairs()
     ]
-    arguments = RewardConfig(
-        output_dir="runs/trl",
+    pairs.sort(key=lambda pair: max(map(len, pair.values())))  # batches of equal lengths, in a random order
+    batches = [pairs[i : i + PAIRS] for i in range(0, len(pairs), PAIRS)]
+    Random(0).shuffle(batches)
+    clock = Clock(lambda model: accuracy(model, test, model.config.pad_token_id), points)
+    trainer = trl_trainer(
+        [pair for batch in batches for pair in batch],
+        Path("runs/trl"),
+        LORA if kind == "lora" else None,
+        torch.bfloat16 if kind == "lora" else torch.float32,
+        layers,
+        [clock],
         num_train_epochs=epochs,
         per_device_train_batch_size=PAIRS,
         learning_rate=rate,
         warmup_steps=warmup,
         train_sampling_strategy="sequential",
-        bf16=True,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        max_length=None,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
         seed=0,
     )
-    lora = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
-    pairs.sort(key=lambda pair: max(map(len, pair.values())))  # batches of equal lengths, in a random order
-    batches = [pairs[i : i + PAIRS] for i in range(0, len(pairs), PAIRS)]
-    Random(0).shuffle(batches)
-    trainer = RewardTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([pair for batch in batches for pair in batch]),
-        processing_class=tokenizer,
-        peft_config=lora if kind == "lora" else None,
-        callbacks=[clock],
-    )
-    assert trainer.model is not None
-    for weight in trainer.model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
     trainer.train()
     return clock.curve
 

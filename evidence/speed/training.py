@@ -19,11 +19,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -43,6 +44,14 @@ FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
 GROUPS = 40
 K, RATE, EPOCHS, RUNS = 5, 1e-4, 3, 5
+LORA = LoraConfig(
+    task_type="SEQ_CLS",
+    r=16,
+    lora_alpha=16,
+    lora_dropout=0.0,
+    target_modules=r".*\.layers\.(24|25|26|27|28|29)\.self_attn\.(q_proj|v_proj)",
+    modules_to_save=["score"],
+)
 
 
 @dataclass(frozen=True)
@@ -153,24 +162,39 @@ def trl_trainers(work: Work, folder: Path) -> dict[str, RewardTrainer]:
     for name in work.capabilities:
         texts = [(whole(e), e.pairs.get(name, ())) for e in work.train]
         pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
-        trainers[name] = trl_trainer(pairs, folder / name)
+        size = max(len(pairs), 1)
+        settings = {"max_steps": 1, "per_device_train_batch_size": size, "learning_rate": RATE, "weight_decay": 0.01}
+        trainers[name] = trl_trainer(pairs, folder / name, LORA, warmup_steps=0, **settings)
     return trainers
 
 
-def trl_trainer(pairs: list[dict[str, list[int]]], folder: Path) -> RewardTrainer:
-    """Return TRL's trainer for one capability; its trained weights are float32."""
+def trl_trainer(
+    pairs: list[dict[str, list[int]]],
+    folder: Path,
+    lora: LoraConfig | None,
+    dtype: torch.dtype = torch.bfloat16,
+    layers: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> RewardTrainer:
+    """Return TRL's trainer of the backbone on the processor, in bfloat16 passes; its trained weights are float32.
+
+    Args:
+        pairs: `chosen_ids` and `rejected_ids` of each.
+        lora: None trains all weights.
+        dtype: of the weights that are not trained.
+        layers: number of layers of the backbone, from the first; None: all.
+        settings: of `RewardConfig`.
+    """
     path = str(bundled_backbone())
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
+    if layers:
+        model.model.layers, model.config.num_hidden_layers = model.model.layers[:layers], layers
     torch.nn.init.normal_(model.score.weight, std=1e-3)  # as dmoerm's heads; the default starts at a loss of 1.9
     model.config.pad_token_id = tokenizer.pad_token_id or 0
     arguments = RewardConfig(
         output_dir=str(folder),
-        max_steps=1,
-        per_device_train_batch_size=max(len(pairs), 1),
-        learning_rate=RATE,
-        weight_decay=0.01,
-        warmup_steps=0,
         bf16=True,
         use_cpu=True,
         gradient_checkpointing=False,
@@ -180,14 +204,7 @@ def trl_trainer(pairs: list[dict[str, list[int]]], folder: Path) -> RewardTraine
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
-    )
-    lora = LoraConfig(
-        task_type="SEQ_CLS",
-        r=16,
-        lora_alpha=16,
-        lora_dropout=0.0,
-        target_modules=r".*\.layers\.(24|25|26|27|28|29)\.self_attn\.(q_proj|v_proj)",
-        modules_to_save=["score"],
+        **settings,
     )
     trainer = RewardTrainer(
         model=model,
@@ -195,6 +212,7 @@ def trl_trainer(pairs: list[dict[str, list[int]]], folder: Path) -> RewardTraine
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
         peft_config=lora,
+        callbacks=list(callbacks),
     )
     assert trainer.model is not None
     for weight in trainer.model.parameters():
