@@ -116,7 +116,7 @@ def make_optimizer(best: BestTracker, step: StepConfig) -> torch.optim.Optimizer
     others = [p for name, p in best.trained() if "head" not in name.split(".")]
     head_rate = getattr(step, "head_learning_rate", None) or step.learning_rate
     groups = [{"params": others, "lr": step.learning_rate}, {"params": heads, "lr": head_rate}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay, fused=True)
 
 
 @contextlib.contextmanager
