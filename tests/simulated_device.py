@@ -142,6 +142,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if device is not None:
         plain[1]["device"] = "cpu"
     result = func(*plain[0], **plain[1])
+    if not func._schema.returns:  # in place on lists
+        return None
     if func._schema.name.endswith("_") or func._overloadname.endswith("out"):
         return kwargs.get("out", args[0])
     return tree_map(lambda x: DeviceTensor(x) if isinstance(x, Tensor) else x, result) if there else result

@@ -413,7 +413,8 @@ class BestTracker:
         # Squared norms (k,): `part` covers this process's rows only, `whole` what every process has.
         whole, part = next(iter(gradients.values())).new_zeros(2, rows, dtype=torch.float32)
         for name, gradient in gradients.items():
-            (part if name in self._rows else whole).add_(gradient.reshape(rows, -1).float().square().sum(1))
+            norms = torch.linalg.vector_norm(gradient.reshape(rows, -1), dim=1, dtype=torch.float32)
+            (part if name in self._rows else whole).add_(norms.square())
         norm = (whole + (total(part) if self.is_sharded else part)).sqrt()
         scale = (_MAX_NORM / (norm + 1e-6)).clamp(max=1)
         for g in gradients.values():
