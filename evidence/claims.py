@@ -239,10 +239,16 @@ CLAIMS = (
         over("per_task"),
         at_least(-0.5),
         compare_human="The mean is at most half a point below one model per task (`per_task`): five tasks",
-        compare_human_all="… eighteen tasks",
         compare_explanations="… explanations (1,408 prompts, 5 seeds)",
         compare_testbed="… testbed",
         compare_final2="… six tasks, the second final set",
+    ),
+    Claim("… eighteen tasks", "compare_human_all", over("per_task", "clean", "noisy"), at_least(-0.5)),
+    Claim(
+        "… **below** by more: eighteen tasks, 25 % of all labels reversed",
+        "compare_human_all",
+        over("per_task", "equal"),
+        at_most(-0.5),
     ),
     Claim(
         "**Below** one model per task on the test set that was run once: the router confuses two of nine tasks",
@@ -280,7 +286,7 @@ CLAIMS = (
         coin_flips,
         at_least(-0.5),
     ),
-    Claim("… eighteen tasks", "compare_human_all", coin_flips, at_least(-0.65)),
+    Claim("… eighteen tasks (**below**, by a point with noise)", "compare_human_all", coin_flips, at_most(0)),
     Claim("… testbed (**below**, by up to a point with noise)", "compare_testbed", coin_flips, at_most(0)),
     Claim(
         "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "
@@ -379,6 +385,7 @@ ANSWERS = (
         level,
         compare_human="… minus the best of one model and, behind the same router, one per task on overall or on all "
         "labels, with its name: five tasks",
+        compare_human_all="… eighteen tasks",
         compare_final2="… the six tasks of the final set",
     ),
     Claim(

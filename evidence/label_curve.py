@@ -10,8 +10,8 @@
 
 The testbed's groups are pairs; the test part is the gold order of four responses to each of `--test` further prompts. A
 larger size adds groups to the same ones, and all recipes of a seed have the same groups, noise and test part. Each run
-fills a cache of its own, so its seconds are the whole training. A point that is stored is not measured again. Run one
-at a time: the seconds are of the whole machine.
+fills a cache of its own, so its seconds are the whole training. A point that is stored is not measured again. The
+seconds are of as many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def new_point(options: argparse.Namespace, base: Config, key: tuple[str, str, in
     own += [f"backbone.branch_layer={0 if recipe == 'paper' else branch}", f"seed={seed}", *options.set]
     config = load_config(None, [*own, f"output={base.output}", f"data.files=[{','.join(options.files)}]"])
     data = human(config, size) if options.files else generated(options.task, size, options.test, seed)
-    folder = Path(base.output) / "run"
-    shutil.rmtree(folder, ignore_errors=True)  # of another point, or of a killed one: a resumed run has other seconds
+    folder = Path(base.output) / "runs" / file.stem
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run: a resumed one has other seconds
     point = measure(recipe, config, data, noise, folder)
     write_file(file, json.dumps(point))
     shutil.rmtree(folder)

@@ -113,6 +113,6 @@ def test_without_files_the_data_are_the_testbed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no_phase1", "no_phase0"])
 def test_a_run_that_reads_no_scores_has_no_ablation_of_scores(name: str) -> None:
-    context: Any = SimpleNamespace(run=SimpleNamespace(config=changed(load_config("paper"), {})))
+    context: Any = SimpleNamespace(run=SimpleNamespace(config=changed(load_config("paper-published"), {})))
     train: Any = registered()[name].train
     assert train(context) is None
