@@ -56,7 +56,7 @@ RECIPES = {
 }
 NOISE = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
 FEW = 300  # groups up to which all seeds are trained
-SAMPLED, SAMPLES = 12, 64  # prompts of each task, and responses to each, for best-of-n
+SAMPLED, SAMPLES = 12, 64  # prompts of each task, and responses to each, for best-of-n of the first seed
 Point = dict[str, Any]
 
 
@@ -85,8 +85,8 @@ def human(config: Config, size: int) -> Data:
     return Data(train, list(data.test), data.taxonomy)
 
 
-def measure(recipe: str, config: Config, data: Data, noise: str, folder: Path) -> Point:
-    """Train one recipe; return its seconds, the counts of the held-out pairs, and the gold of the best of n."""
+def measure(recipe: str, config: Config, data: Data, noise: str, folder: Path, sample: bool = True) -> Point:
+    """Train one recipe; return its seconds, the counts of the held-out pairs, and with `sample` best-of-n's gold."""
     method = choose_methods(["dmoerm" if recipe == "paper" else "per_task"])
     run = condition_run(changed(config, {"output": str(folder)}), noise, NOISE[noise], config.seed, data=data)
     run = changed(run, {"cache": str(folder / "cache")})
@@ -104,7 +104,7 @@ def measure(recipe: str, config: Config, data: Data, noise: str, folder: Path) -
         | {"right": {m: row[0].tolist() for m, row in c.right.items()}}
         for task, c in result.overall.items()
     }
-    if data.test[0].source == "testbed":
+    if sample and data.test[0].source == "testbed":
         suite, gold = open_suite(run, method, console), {}
         for task in data.taxonomy.tasks:
             samples = from_testbed(testbed.prompts(task, SAMPLED, config.seed), SAMPLES, config.seed + 1)
@@ -140,7 +140,7 @@ def new_point(options: argparse.Namespace, base: Config, key: tuple[str, str, in
     data = human(config, size) if options.files else generated(options.task, size, options.test, seed)
     folder = Path(base.output) / "runs" / file.stem
     shutil.rmtree(folder, ignore_errors=True)  # of a killed run: a resumed one has other seconds
-    point = measure(recipe, config, data, noise, folder)
+    point = measure(recipe, config, data, noise, folder, seed == options.seed[0])
     write_file(file, json.dumps(point))
     shutil.rmtree(folder)
     (row,) = table(summary({("frozen", *key[1:]): point}))

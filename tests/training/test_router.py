@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 from torch.nn import functional
 
 from dmoerm.model.packing import pack_ids
@@ -134,3 +136,16 @@ def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(
         routes.append(start.routes)
     torch.testing.assert_close(routes[0][first.prompt], routes[1][first.prompt], atol=1e-4, rtol=0)
     assert any((routes[0][prompt] - routes[1][prompt]).abs().max() > 1e-2 for prompt in routes[0])
+
+
+def test_one_task_takes_no_steps(tiny_backbone: str, tmp_path: Path) -> None:
+    groups = [group for group in tiny_groups() if group.task == "chitchat"]
+    data = {"files": [write_groups(groups, tmp_path / "one.jsonl")], "groups_per_task": 6}
+    settings: Any = {
+        "router": {"kind": "own"},
+        "phase0": {"epochs": 0},
+        "phase1": {"epochs": 0},
+        "phase2": {"epochs": 0},
+    }
+    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, data=data, **settings))
+    assert run.metrics()["router"]["steps"] == 0

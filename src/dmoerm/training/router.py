@@ -90,6 +90,8 @@ def _train(training: Training, checkpoint_dir: Path) -> tuple[State, StepMetrics
         run.recompute(router.language_model)
         options, step = run.fit_options(checkpoint_dir), run.config.router
         assert isinstance(step, OwnRouterConfig)
+        if len(router.tasks) == 1:  # there is nothing to learn
+            step = step.model_copy(update={"epochs": 0.0})
         fits = fit(RoutingLossModule(router), train, validation, collate=_collate, step=step, **options)
         state, metrics = router.state_dict(), step_metrics(fits)
     by_task = {task: [x for x, index, _ in train if index == i] for i, task in enumerate(router.tasks)}
