@@ -6,7 +6,7 @@
     frozen     heads on the pretrained layers, fitted exactly
     branch     a trained branch for each task, heads of the capabilities on it, fitted exactly
     finetune   a trained branch and a LoRA for each capability
-    paper      all weights, a LoRA for each capability, the MLP over embeddings on the last 40 % of the groups
+    paper      all weights, a LoRA for each capability, the MLP over embeddings beside a linear map of the scores
 
 The testbed's groups are pairs; the test part is the gold order of four responses to each of `--test` further prompts. A
 larger size adds groups to the same ones, and all recipes of a seed have the same groups, noise and test part. Each run
