@@ -1,6 +1,6 @@
 """Accuracy, time and best-of-n of the recipes over the number of training groups: where does fine-tuning begin to pay?
 
-    python -m evidence.label_curve --task roleplay objective_qa --size 50 300 1000 --recipe frozen paper --name testbed
+    python -m evidence.label_curve --task chitchat --size 50 300 1000 --recipe frozen paper --layers 2 1 --name testbed
     python -m evidence.label_curve --files humour.jsonl --size 300 1000 --layers 20 16 --output runs/label-curve-humour
 
     frozen     heads on the pretrained layers, fitted exactly
