@@ -243,7 +243,13 @@ CLAIMS = (
         compare_testbed="… testbed",
         compare_final2="… six tasks, the second final set",
     ),
-    Claim("… eighteen tasks", "compare_human_all", over("per_task", "clean", "noisy"), at_least(-0.5)),
+    Claim(
+        "… eighteen tasks (Gemma: **below** by more)",
+        "compare_human_all",
+        over("per_task", "clean", "noisy"),
+        at_least(-0.5),
+        second=at_most(-0.5),
+    ),
     Claim(
         "… **below** by more: eighteen tasks, 25 % of all labels reversed",
         "compare_human_all",
