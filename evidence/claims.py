@@ -292,7 +292,7 @@ CLAIMS = (
         coin_flips,
         at_least(-0.5),
     ),
-    Claim("… eighteen tasks (**below**, by a point with noise)", "compare_human_all", coin_flips, at_most(0)),
+    Claim("… eighteen tasks (**below**, by more than a point with noise)", "compare_human_all", coin_flips, at_most(0)),
     Claim("… testbed (**below**, by up to a point with noise)", "compare_testbed", coin_flips, at_most(0)),
     Claim(
         "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "

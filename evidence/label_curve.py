@@ -11,7 +11,7 @@
 The testbed's groups are pairs; the test part is the gold order of four responses to each of `--test` further prompts. A
 larger size adds groups to the same ones, and all recipes of a seed have the same groups, noise and test part. Each run
 fills a cache of its own, so its seconds are the whole training. A point that is stored is not measured again. The
-seconds are of as many threads as OMP_NUM_THREADS says.
+seconds are of as many threads as OMP_NUM_THREADS says; other work on the machine lengthens them.
 """
 
 from __future__ import annotations
