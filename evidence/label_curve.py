@@ -47,12 +47,12 @@ from evidence.conditions import Data, condition_run, take_prompts
 from evidence.measure import table as screen_table
 from evidence.measure import write
 
-BRANCH = ["extends=finetune", "phase2={fit: exact}", "phase3={fit: exact, base_scores: [per_task, general]}"]
+ONE_TASK = "phase0.epochs=0"  # with one task, the general model would be its model again
 RECIPES = {
     "frozen": ["extends=frozen"],
-    "branch": BRANCH,
-    "finetune": ["extends=finetune"],
-    "paper": ["extends=paper", "phase0.epochs=0"],  # the paper has no general model
+    "branch": ["extends=finetune", ONE_TASK, "phase2={fit: exact}"],
+    "finetune": ["extends=finetune", ONE_TASK],
+    "paper": ["extends=paper", ONE_TASK],
 }
 NOISE = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
 FEW = 300  # groups up to which all seeds are trained

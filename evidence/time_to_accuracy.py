@@ -1,4 +1,4 @@
-"""Accuracy on held-out prompts against training time: TRL's `RewardTrainer` beside the recipes frozen and finetune.
+"""Accuracy on held-out prompts against training time: TRL's `RewardTrainer` beside the recipes of label_curve.py.
 
     python -m evidence.time_to_accuracy --files humour.jsonl --size 4000 --name humour
     python -m evidence.time_to_accuracy --task roleplay objective_qa --size 1000 --layers 6 4
@@ -42,7 +42,7 @@ from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Group
 from evidence import testbed
 from evidence.conditions import Data
-from evidence.label_curve import generated, human, measure
+from evidence.label_curve import RECIPES, generated, human, measure
 from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layers", nargs=2, type=int, default=[20, 16], help="of ours: of the backbone, and of the trunk"
     )
-    parser.add_argument("--recipe", nargs="+", default=["frozen", "finetune", "lora", "full"])
+    parser.add_argument("--recipe", nargs="+", default=["frozen", "branch", "lora", "full"])
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="settings of ours")
     parser.add_argument("--name", help="store the results as results/time-to-accuracy-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/time-to-accuracy"))
@@ -203,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = f"data.files=[{','.join(options.files)}]"
     layers = [f"backbone.num_layers={options.layers[0]}", f"backbone.branch_layer={options.layers[1]}"]
     for recipe in options.recipe:
-        config: Config = load_config(
-            recipe if recipe in ("frozen", "finetune") else "frozen", [files, *layers, *options.set]
-        )
+        config: Config = load_config(None, [*RECIPES.get(recipe, RECIPES["frozen"]), files, *layers, *options.set])
         data = human(config, options.size) if options.files else generated(options.task, options.size, options.test, 0)
         file = folder / f"{recipe}.json"
         if not file.exists():

@@ -40,7 +40,7 @@ _PRIOR_WIDTH = 0.5  # standard deviation of log T
 
 Examples = Sequence[PreferenceExample]
 Vectors = Mapping[str, Tensor]
-"""Key of an example → its responses' scores (N, s)."""
+"""Key of an example → a row for each of its responses: the aggregator's inputs (N, m·D + s), or scores (N, s)."""
 
 
 # --- phase 3 with an exact fit ----------------------------------------------------------------------------------------
@@ -48,17 +48,48 @@ Vectors = Mapping[str, Tensor]
 
 @torch.no_grad()
 def weight_scores(training: Training, task: str) -> StepMetrics:
-    """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
-
-    Scores of heads that are all fitted exactly are out of fold. Otherwise those of the validation prompts are held out;
-    if none of these has labels, those of the training prompts stand for them.
-    """
+    """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them."""
     run, (train, validation) = training.run, training.of(task)
     task_model, exact = run.model.task_model(task), training.is_exact(task)
     aggregator, linear = task_model.aggregator, task_model.aggregator.linear
     assert linear is not None
-    capabilities = task_model.experts.capabilities
     vectors = task_vectors(run, task, validation if exact else [*train, *validation])
+    scores, pairs, general = set_weights(training, task, train, vectors)
+    rewards, calibration = map_rows(aggregator, vectors, run), task_model.calibration
+    if exact:
+        rewards |= map_rows(linear, scores, run)
+        calibrate(calibration, rewards, [], [*train, *validation])
+        set_from_heads(training, task)
+    else:
+        calibrate(calibration, rewards, train, validation)
+        set_from_phase1(training, task, torch.cat([scores[e.key] for e in train]))
+    margins = pairs.margins(linear.weight.cpu()) / float(calibration.scale * calibration.temperature)
+    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-12)
+    metrics = {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
+    metrics |= {} if general is None else {"accuracy/general": general}
+    names = (*task_model.experts.capabilities, *aggregator.base_names)
+    metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
+    return metrics
+
+
+@torch.no_grad()
+def set_weights(
+    training: Training, task: str, train: Examples, vectors: Vectors
+) -> tuple[Vectors, LinearPairs, float | None]:
+    """Set the weights of a task's linear map; return the scores, the held-out pairs, the general model's accuracy.
+
+    Scores of heads that are all fitted exactly are out of fold. Otherwise those of the validation prompts are held out;
+    if none of these has labels, those of the training prompts stand for them.
+
+    Args:
+        train: examples of the training part.
+        vectors: the aggregator's inputs; of the training part only if not all heads are fitted exactly.
+    """
+    run, (_, validation), exact = training.run, training.of(task), training.is_exact(task)
+    task_model = run.model.task_model(task)
+    aggregator, linear = task_model.aggregator, task_model.aggregator.linear
+    assert linear is not None
+    capabilities = task_model.experts.capabilities
     if exact:
         examples, scores, folds = train, out_of_fold_scores(training, task, train), training.folds
         accuracies = [float(folds[task, name].accuracy) for name in (*capabilities, "per_task")]
@@ -80,21 +111,7 @@ def weight_scores(training: Training, task: str) -> StepMetrics:
     general = _accuracy(pairs, len(capabilities) + 1)
     weights = score_weights(experts, reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
-    rewards, calibration = map_rows(aggregator, vectors, run), task_model.calibration
-    if exact:
-        rewards |= map_rows(linear, scores, run)
-        calibrate(calibration, rewards, [], [*train, *validation])
-        set_from_heads(training, task)
-    else:
-        calibrate(calibration, rewards, train, validation)
-        set_from_phase1(training, task, known)
-    margins = pairs.margins(linear.weight.cpu()) / float(calibration.scale * calibration.temperature)
-    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-12)
-    metrics = {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
-    metrics |= {} if general is None else {"accuracy/general": general}
-    names = (*capabilities, *aggregator.base_names)
-    metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
-    return metrics
+    return scores, pairs, general
 
 
 def _above_chance(accuracy: float | None, examples: Examples, capability: str) -> float | None:

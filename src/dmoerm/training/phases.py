@@ -27,7 +27,7 @@ from ..data.splits import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..names import folder_name
-from .calibration import calibrate, set_from_phase1, set_from_score, weight_scores, with_posterior
+from .calibration import calibrate, set_from_phase1, set_from_score, set_weights, weight_scores, with_posterior
 from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
 from .exact_solver import (
     FOLDS,
@@ -338,6 +338,8 @@ def _train_aggregator(
     if count:
         task_model.normalizer.fit(aggregator.scores(known)[:, :count])
     aggregator.fit_normalizers(known)
+    if aggregator.linear is not None:
+        set_weights(training, task, train, vectors)
     module = PreferenceLossModule(aggregator.requires_grad_(True))
     parts, collate = [labeled(train), labeled(validation)], VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
