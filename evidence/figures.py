@@ -132,7 +132,7 @@ def policies(files: Files) -> Figure:
     return figure
 
 
-RECIPE_COLORS = {"frozen": "#1b6ca8", "branch": "#4c9a52", "finetune": "#c8811e", "paper": "#b03a48"}
+RECIPE_COLORS = {"frozen": "#1b6ca8", "finetune": "#4c9a52", "lora": "#c8811e", "paper": "#b03a48"}
 
 
 @as_svg
@@ -166,7 +166,7 @@ def time_to_accuracy(files: Files) -> Figure:
     names = [name for name in files if name.startswith("time-to-accuracy-")]
     figure = Figure(figsize=(9, 2.8 * ((len(names) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).ravel()
-    lines = {"full": "#b03a48", "lora": "#c8811e", "frozen": "#1b6ca8", "finetune": "#4c9a52"}
+    lines = {"trl_full": "#b03a48", "trl_lora": "#c8811e", "frozen": RECIPE_COLORS["frozen"], "finetune": RECIPE_COLORS["finetune"]}
     for axes, name in zip(panels, names, strict=False):
         for kind, color in lines.items():
             for part, style in {"each": "-", "all": "--", "ours": "D"}.items():
@@ -175,7 +175,7 @@ def time_to_accuracy(files: Files) -> Figure:
                     axes.plot(*zip(*curve, strict=True), style, color=color, label=label, markersize=5)
         axes.set_title(name.removeprefix("time-to-accuracy-"), fontsize=9)
         axes.set_xscale("log")
-        axes.set_xlabel("seconds of training on two cores")
+        axes.set_xlabel("seconds of training")
         axes.grid()
     for axes in panels[len(names) :]:
         axes.remove()

@@ -4,8 +4,8 @@
     python -m evidence.label_curve --files humour.jsonl --size 300 1000 --layers 20 16 --output runs/label-curve-humour
 
     frozen     heads on the pretrained layers, fitted exactly
-    branch     a trained branch for each task, heads of the capabilities on it, fitted exactly
-    finetune   a trained branch and a LoRA for each capability
+    finetune   a trained branch for each task, heads of the capabilities on it, fitted exactly
+    lora       a LoRA for each capability on the trained branch
     paper      all weights, a LoRA for each capability, the MLP over embeddings beside a linear map of the scores
 
 The testbed's groups are pairs; the test part is the gold order of four responses to each of `--test` further prompts. A
@@ -47,12 +47,13 @@ from evidence.conditions import Data, condition_run, take_prompts
 from evidence.measure import table as screen_table
 from evidence.measure import write
 
-ONE_TASK = "phase0.epochs=0"  # with one task, the general model would be its model again
+LORA = "{fit: trained, head_first: true, l2: 2, lora: {rank: 8, alpha: 16, dropout: 0.1}, epochs: 2, evaluations: 2}"
+ONE_TASK = ["phase0.epochs=0", "phase0.head_first=true"]  # a trained general model would be the task's again
 RECIPES = {
     "frozen": ["extends=frozen"],
-    "branch": ["extends=finetune", ONE_TASK, "phase2={fit: exact}"],
-    "finetune": ["extends=finetune", ONE_TASK],
-    "paper": ["extends=paper", ONE_TASK],
+    "finetune": ["extends=finetune", *ONE_TASK],
+    "lora": ["extends=finetune", *ONE_TASK, f"phase2={LORA}"],
+    "paper": ["extends=paper", *ONE_TASK],
 }
 NOISE = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
 FEW = 300  # groups up to which all seeds are trained

@@ -39,8 +39,8 @@ SHAPES = {
     "Llama 3.1 8B": Shape(32, 4096, 14336, 4096, 1024, 128256),
     "Llama 3.1 70B": Shape(80, 8192, 28672, 8192, 1024, 128256),
 }
-EXPERTS = {"fast": 0, "finetune": 5}
-"""Recipe → experts with a LoRA of rank 8 (k); both pass the branch once more without an expert (p = 1)."""
+EXPERTS = {"fast": 0, "LoRA experts": 5}
+"""Row → experts with a LoRA of rank 8 (k); both pass the branch once more without an expert (p = 1)."""
 
 
 def scoring_flops(shape: Shape, prompt: int, responses: int, tokens: int, experts: int, rank: int = 8) -> float:
@@ -80,7 +80,7 @@ def main() -> None:
                 passes = 1e6 / responses * min(1.0, packed / PASS_TOKENS)
                 calls = passes * (shape.layers - top + top * (1 + bool(experts)))
                 hours = (1e6 * flops / RATE + calls * LAYER_SECONDS) / 3600
-                trained = 4 * 6 * top if experts else 2 * top  # six branches in float32: five tasks, the general model
+                trained = 4 * 6 * top if experts else 2 * top  # experts on six branches in float32: five tasks, the general model
                 weights = 2 * (shape.vocabulary * shape.width + (shape.layers - top) * shape.weights)
                 weights += trained * shape.weights
                 ratio = responses * flops / plain_flops(shape, prompt, responses, tokens)

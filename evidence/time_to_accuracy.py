@@ -3,8 +3,8 @@
     python -m evidence.time_to_accuracy --files humour.jsonl --size 4000 --name humour
     python -m evidence.time_to_accuracy --task roleplay objective_qa --size 1000 --layers 6 4
 
-    full    TRL, all weights of the whole backbone
-    lora    TRL, a LoRA (rank 16) on all linear layers
+    trl_full    all weights of the whole backbone
+    trl_lora    a LoRA (rank 16) on all linear layers
 
 TRL trains on the overall pairs, in bfloat16 passes with float32 weights, 16 pairs a step, batches of equal lengths; a
 pair is its own example, as in its data format. Learning rate and warm-up are those with the best accuracy on a tenth of
@@ -47,7 +47,7 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
 
-RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}
+RATES = {"trl_full": (1e-5, 3e-5, 1e-4), "trl_lora": (1e-4, 3e-4, 1e-3)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
@@ -113,8 +113,8 @@ def trl(
     trainer = trl_trainer(
         [pair for batch in batches for pair in batch],
         Path("runs/trl"),
-        LORA if kind == "lora" else None,
-        torch.bfloat16 if kind == "lora" else torch.float32,
+        LORA if kind == "trl_lora" else None,
+        torch.bfloat16 if kind == "trl_lora" else torch.float32,
         layers,
         [clock],
         num_train_epochs=epochs,
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layers", nargs=2, type=int, default=[20, 16], help="of ours: of the backbone, and of the trunk"
     )
-    parser.add_argument("--recipe", nargs="+", default=["frozen", "branch", "lora", "full"])
+    parser.add_argument("--recipe", nargs="+", default=["frozen", "finetune", "trl_lora", "trl_full"])
     parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="settings of ours")
     parser.add_argument("--name", help="store the results as results/time-to-accuracy-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/time-to-accuracy"))

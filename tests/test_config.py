@@ -18,7 +18,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
 
 
 def test_shipped_configs_are_the_named_recipes():
-    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "finetune", "warm", "frozen", "human", "demo"}
+    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "finetune", "frozen", "human", "demo"}
 
 
 def test_every_field_is_documented():
@@ -43,7 +43,7 @@ def test_a_setting_that_is_given_twice_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"mine\.yaml:5: .*the key 'phase2' is given twice"):
         load_config(tmp_path / "mine.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config("finetune", ["phase2={l2: 1, l2: 2}"])
+        load_config("finetune", ["phase1={l2: 1, l2: 2}"])
     (tmp_path / "merged.yaml").write_text(
         "phase0: &first {l2: 0.9, epochs: 2}\nphase1: &second {<<: *first, epochs: 1}\nphase2: {<<: *second, l2: 1}\n"
     )
@@ -51,15 +51,15 @@ def test_a_setting_that_is_given_twice_is_an_error(tmp_path):
 
 
 def test_an_override_changes_one_field_alone():
-    config = load_config("finetune", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
+    config = load_config("paper", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
     assert config.phase2.lora.rank == 4
     assert config.data.files == ("a.jsonl", "b.jsonl")
-    assert config.phase2.l2 == load_config("finetune").phase2.l2
+    assert config.phase2.l2 == load_config("paper").phase2.l2
 
 
 def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: finetune\nphase2: {l2: 0.9}\n")
-    config, base = load_config(tmp_path / "mine.yaml"), load_config("finetune")
+    (tmp_path / "mine.yaml").write_text("extends: paper\nphase2: {l2: 0.9}\n")
+    config, base = load_config(tmp_path / "mine.yaml"), load_config("paper")
     assert config.phase2.l2 == 0.9
     assert config.phase2.epochs == base.phase2.epochs
     assert config.phase1 == base.phase1
@@ -67,7 +67,7 @@ def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
 
 def test_what_a_file_extends_is_beside_that_file(tmp_path):
     """Also two files up: `common.yaml` of the folder of `base.yaml`, not that of the first file."""
-    files = {"inner/a": "../base.yaml", "base": "common.yaml", "common": "finetune", "inner/common": "finetune"}
+    files = {"inner/a": "../base.yaml", "base": "common.yaml", "common": "paper", "inner/common": "paper"}
     (tmp_path / "inner").mkdir()
     for name, base in files.items():
         more = {"common": "phase2: {l2: 0.9}", "inner/common": "phase2: {l2: 0.1}"}.get(name, "")
@@ -141,7 +141,7 @@ def test_a_wrong_file_is_named(text, tmp_path):
 
 
 def test_a_step_of_another_type_keeps_what_both_types_have():
-    exact = load_config("finetune", ["base=frozen", "phase0.fit=exact", "phase1.fit=exact"]).phase0
+    exact = load_config(None, ["base=frozen", "phase0.fit=exact", "phase1.fit=exact"]).phase0
     assert (exact.fit, exact.model_fields_set) == ("exact", {"fit"})
     trained = load_config("frozen", ["phase3.inputs=both", "phase3.fit=trained", "backbone={num_layers: 2}"]).phase3
     assert (trained.inputs, trained.base_scores) == ("both", ("per_task", "general", "all_labels"))

@@ -6,8 +6,8 @@
 
     experts   the paper's reward: five LoRA experts on the last 6 layers and its aggregator over embeddings; the PEFT
               peers compute the same five embeddings, without a reward
-    lora      the five LoRA experts and phase 1, with a linear aggregator (the recipe `finetune`): six passes over them
-    head      five heads on the branch of phase 1: one pass
+    lora      the five LoRA experts and phase 1, with a linear aggregator: six passes over them
+    head      five heads on the branch of phase 1: one pass (the recipe `finetune`)
     frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
 
 `hh_rlhf` scores groups of Anthropic's hh-rlhf with dmoerm and with PEFT's loop, both in the same precision, if the file

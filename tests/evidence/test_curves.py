@@ -67,10 +67,10 @@ def test_every_recipe_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
         "2",
         "1",
     ]
-    short += ["--output", str(tmp_path), "--recipe", "frozen", "branch"]
+    short += ["--output", str(tmp_path), "--recipe", "frozen", "finetune"]
     label_curve.main(["--name", "x", *short])
     first = stored["label-curve-x"]["curve"]
-    assert [row["recipe"] for row in first] == ["frozen", "branch"]
+    assert [row["recipe"] for row in first] == ["frozen", "finetune"]
     assert all(0 <= row["gold"] <= 1 and row["seconds"] > 0 for row in first)
     label_curve.main(["--name", "x", *short])
     assert stored["label-curve-x"]["curve"] == first, "stored points are not measured again"
@@ -95,7 +95,7 @@ def test_accuracy_is_the_mean_over_tasks_and_padding_does_not_count() -> None:
 
 
 def test_the_table_names_the_best_point() -> None:
-    curves = {"full": {"each": [[10, 60.0], [20, 62.0], [40, 62.0]]}, "frozen": {"ours": [[5, 63.0]]}}
+    curves = {"trl_full": {"each": [[10, 60.0], [20, 62.0], [40, 62.0]]}, "frozen": {"ours": [[5, 63.0]]}}
     full, frozen = time_to_accuracy.table(curves)
     assert (full["best accuracy, %"], full["seconds until then"], full["seconds in all"]) == ("62.0", "20", "40")
     assert frozen["models"] == "dmoerm"
