@@ -190,6 +190,16 @@ def coin_flips(results: Any) -> Mapping[str, Figure]:
     return {name: Figure.single(value) for name, value in points.items()}
 
 
+def over_frozen(recipe: str, *sizes: int, noise: str = "clean") -> Figures:
+    """Return a recipe's accuracy minus that of `frozen`, in points, at these numbers of groups of a label curve."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = {row["size"]: row for row in results["curve"] if (row["recipe"], row["noise"]) == (recipe, noise)}
+        return {f"{size:,} groups": Figure(*rows[size]["minus"]) for size in sizes}
+
+    return figures
+
+
 def label_loss(results: Any) -> Mapping[str, Figure]:
     """Return DMoERM's accuracy with a tenth of the overall labels minus that with all, in points."""
     tenth, every = (results["conditions"][name]["accuracy"]["dmoerm"]["mean"]["value"] for name in ("tenth", "all"))
@@ -406,6 +416,15 @@ ANSWERS = (
         over_best,
         at_least(-0.35),
     ),
+    Claim(
+        "**Where does fine-tuning pay?** A trained branch for each task (`finetune`) minus heads alone (`frozen`): "
+        "testbed, chitchat, two layers (150 prompts, one seed), level with",
+        "label-curve-testbed",
+        over_frozen("finetune", 1000),
+        level,
+    ),
+    Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000), above),
+    Claim("… the paper's form (`paper`), level with", "label-curve-forms", over_frozen("paper", 1000), level),
     Claim(
         "**Best of n**: gold of the best of 2,048 samples, minus one model for all tasks (testbed, 40 prompts, one "
         "seed)",

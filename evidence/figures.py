@@ -138,10 +138,12 @@ RECIPE_COLORS = {"frozen": "#1b6ca8", "finetune": "#4c9a52", "lora": "#c8811e", 
 @as_svg
 def label_curve(files: Files) -> Figure:
     """Draw accuracy and the gold of the best of n over the number of training groups, a line for each recipe."""
-    rows = files["label-curve-testbed"]["curve"]
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
-    for column, noise in enumerate(dict.fromkeys(row["noise"] for row in rows)):
+    curves = [files[name]["curve"] for name in ("label-curve-testbed", "label-curve-forms") if name in files]
+    rows = list({(row["noise"], row["size"], row["recipe"]): row for curve in curves for row in curve}.values())
+    noises = list(dict.fromkeys(row["noise"] for row in rows))
+    figure = Figure(figsize=(4.5 * len(noises), 5.6), layout="constrained")
+    panels = figure.subplots(2, len(noises), sharex=True, sharey="row", squeeze=False)
+    for column, noise in enumerate(noises):
         for recipe, color in RECIPE_COLORS.items():
             line = [row for row in rows if (row["noise"], row["recipe"]) == (noise, recipe)]
             sizes, upper, lower = [row["size"] for row in line], panels[0, column], panels[1, column]
@@ -166,7 +168,12 @@ def time_to_accuracy(files: Files) -> Figure:
     names = [name for name in files if name.startswith("time-to-accuracy-")]
     figure = Figure(figsize=(9, 2.8 * ((len(names) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).ravel()
-    lines = {"trl_full": "#b03a48", "trl_lora": "#c8811e", "frozen": RECIPE_COLORS["frozen"], "finetune": RECIPE_COLORS["finetune"]}
+    lines = {
+        "trl_full": "#b03a48",
+        "trl_lora": "#c8811e",
+        "frozen": RECIPE_COLORS["frozen"],
+        "finetune": RECIPE_COLORS["finetune"],
+    }
     for axes, name in zip(panels, names, strict=False):
         for kind, color in lines.items():
             for part, style in {"each": "-", "all": "--", "ours": "D"}.items():

@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--layers", nargs=2, type=int, default=[6, 4], help="of the backbone, and of the trunk")
     parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
-    parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="change settings")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help="change settings")
     parser.add_argument("--name", help="store the results as results/label-curve-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/label-curve"))
     options = parser.parse_args(arguments)

@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--layers", nargs=2, type=int, default=[20, 16], help="of ours: of the backbone, and of the trunk"
     )
     parser.add_argument("--recipe", nargs="+", default=["frozen", "finetune", "trl_lora", "trl_full"])
-    parser.add_argument("--set", nargs="+", default=[], metavar="A.B=VALUE", help="settings of ours")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help="settings of ours")
     parser.add_argument("--name", help="store the results as results/time-to-accuracy-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/time-to-accuracy"))
     options = parser.parse_args(arguments)

@@ -133,7 +133,7 @@ class TrainingConfig(_Settings):
     """Share of the optimizer steps in which the learning rate rises; then it falls linearly to 0."""
     metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
     """Metric on the validation prompts for early stopping and the best checkpoint; `end`: no early stopping, keep the
-    last state, which suits convex fits with a strong `l2`."""
+    last state (the validation loss can rise before accuracy falls)."""
 
 
 class StepConfig(_Settings):
