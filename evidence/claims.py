@@ -424,6 +424,12 @@ ANSWERS = (
         level,
     ),
     Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000), above),
+    Claim(
+        "… humour, graded by people (1,085 held-out groups, one seed), higher but level with",
+        "label-curve-humour",
+        over_frozen("finetune", 1000, 2532),
+        level,
+    ),
     Claim("… the paper's form (`paper`), level with", "label-curve-forms", over_frozen("paper", 1000), level),
     Claim(
         "**Best of n**: gold of the best of 2,048 samples, minus one model for all tasks (testbed, 40 prompts, one "
