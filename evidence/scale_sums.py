@@ -80,9 +80,8 @@ def main() -> None:
                 passes = 1e6 / responses * min(1.0, packed / PASS_TOKENS)
                 calls = passes * (shape.layers - top + top * (1 + bool(experts)))
                 hours = (1e6 * flops / RATE + calls * LAYER_SECONDS) / 3600
-                trained = (
-                    4 * 6 * top if experts else 2 * top
-                )  # experts on six branches in float32: five tasks, the general model
+                # LoRA experts are on six branches in float32: those of five tasks and of the general model.
+                trained = 4 * 6 * top if experts else 2 * top
                 weights = 2 * (shape.vocabulary * shape.width + (shape.layers - top) * shape.weights)
                 weights += trained * shape.weights
                 ratio = responses * flops / plain_flops(shape, prompt, responses, tokens)
