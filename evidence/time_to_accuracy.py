@@ -1,6 +1,6 @@
 """Accuracy on held-out prompts against training time: TRL's `RewardTrainer` beside the recipes of label_curve.py.
 
-    python -m evidence.time_to_accuracy --files humour.jsonl --size 4000 --name humour
+    python -m evidence.time_to_accuracy --files humour.jsonl --size 1000 --name humour
     python -m evidence.time_to_accuracy --task roleplay objective_qa --size 1000 --layers 6 4
 
     trl_full    all weights of the whole backbone
@@ -10,8 +10,8 @@ TRL trains on the overall pairs, in bfloat16 passes with float32 weights, 16 pai
 pair is its own example, as in its data format. Learning rate and warm-up are those with the best accuracy on a tenth of
 the training prompts after a quarter of the pairs; the time for this choice is not counted. The clock stops while the
 held-out prompts are scored. Of several tasks, TRL trains one model for each (`each`) and one for all (`all`). dmoerm's
-seconds cover the whole training from an empty cache; it uses the capability labels too where there are any. One
-seed. Results that are stored in the output are not measured again.
+seconds cover the whole training from an empty cache, with a general model of exact heads; it uses the capability labels
+too where there are any. One seed. Results that are stored in the output are not measured again.
 """
 
 from __future__ import annotations
