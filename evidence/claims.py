@@ -418,12 +418,19 @@ ANSWERS = (
     ),
     Claim(
         "**Where does fine-tuning pay?** A trained branch for each task (`finetune`) minus heads alone (`frozen`): "
-        "testbed, chitchat, two layers (150 prompts, one seed), level with",
+        "testbed, chitchat, two layers (150 prompts; up to 300 groups 3 seeds, then one), level with",
         "label-curve-testbed",
-        over_frozen("finetune", 1000),
+        over_frozen("finetune", 50, 100, 300, 1000),
         level,
     ),
     Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000), above),
+    Claim(
+        "… 25 % of the labels reversed: level with",
+        "label-curve-testbed",
+        over_frozen("finetune", 50, 100, 300, 1000, noise="noisy"),
+        level,
+    ),
+    Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000, noise="noisy"), above),
     Claim(
         "… humour, graded by people (1,085 held-out groups, one seed), higher but level with",
         "label-curve-humour",

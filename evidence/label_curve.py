@@ -73,17 +73,21 @@ def generated(tasks: Sequence[str], size: int, test: int, seed: int) -> Data:
     return Data(*parts, taxonomy=taxonomy.model_copy(update={"tasks": chosen}))
 
 
-def human(config: Config, size: int) -> Data:
-    """Return the groups of about `size` groups' prompts of each task, and the held-out groups."""
+def human(config: Config, size: int, test: int | None = None) -> Data:
+    """Return about `size` groups of each task to train on, and about `test` held-out groups, or all of them."""
     data = load_splits(config)
-    tasks: dict[str, list[Group]] = {}
-    for group in data.train:
-        tasks.setdefault(group.task or "", []).append(group)
-    train = []
-    for groups in tasks.values():
-        kept = take_prompts(groups, min(size / len(groups), 1), f"{config.seed}/size")
-        train += [group for group in groups if prompt_key(group.prompt) in kept]
-    return Data(train, list(data.test), data.taxonomy)
+
+    def part(groups: Sequence[Group], count: int | None) -> list[Group]:
+        tasks: dict[str, list[Group]] = {}
+        for group in groups:
+            tasks.setdefault(group.task or "", []).append(group)
+        chosen: list[Group] = []
+        for rows in tasks.values():
+            kept = take_prompts(rows, min((count or len(rows)) / len(rows), 1), f"{config.seed}/size")
+            chosen += [group for group in rows if prompt_key(group.prompt) in kept]
+        return chosen
+
+    return Data(part(data.train, size), part(data.test, test), data.taxonomy)
 
 
 def measure(recipe: str, config: Config, data: Data, noise: str, folder: Path, sample: bool = True) -> Point:

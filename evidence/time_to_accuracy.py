@@ -7,11 +7,12 @@
     trl_lora    a LoRA (rank 16) on all linear layers
 
 TRL trains on the overall pairs, in bfloat16 passes with float32 weights, 16 pairs a step, batches of equal lengths; a
-pair is its own example, as in its data format. Learning rate and warm-up are those with the best accuracy on a tenth of
-the training prompts after a quarter of the pairs; the time for this choice is not counted. The clock stops while the
-held-out prompts are scored. Of several tasks, TRL trains one model for each (`each`) and one for all (`all`). dmoerm's
-seconds cover the whole training from an empty cache, with a general model of exact heads; it uses the capability labels
-too where there are any. One seed. Results that are stored in the output are not measured again.
+pair is its own example, as in its data format. Learning rate and warm-up are those with the lowest loss on a tenth of
+the training prompts after a quarter of the pairs (so early, accuracies differ by chance); the time for this choice is
+not counted. The clock stops while the held-out prompts are scored. Of several tasks, TRL trains one model for each
+(`each`) and one for all (`all`). dmoerm's seconds cover the whole training from an empty cache, with a general model of
+exact heads; it uses the capability labels too where there are any. One seed. Results that are stored in the output are
+not measured again.
 """
 
 from __future__ import annotations
@@ -47,20 +48,21 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
 
-RATES = {"trl_full": (1e-5, 3e-5, 1e-4), "trl_lora": (1e-4, 3e-4, 1e-3)}
+RATES = {"trl_full": (1e-5, 3e-5, 1e-4), "trl_lora": (3e-4, 1e-3, 3e-3)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
+POINTS = 6  # of a curve
 SHARE = 0.25  # of the training pairs, to choose rate and warm-up
-Curve = list[tuple[float, float]]
-"""Seconds of training, and accuracy."""
+Curve = list[tuple[float, float, float]]
+"""Seconds of training, accuracy in percent, loss."""
 Examples = Sequence[tuple[Group, Encoded]]
 
 
 class Clock(TrainerCallback):
     """Measures accuracy while a trainer runs, at even distances, with the clock stopped."""
 
-    def __init__(self, evaluate: Callable[[Any], float], points: int) -> None:
+    def __init__(self, evaluate: Callable[[Any], tuple[float, float]], points: int) -> None:
         self.evaluate, self.points, self.curve, self.left_out = evaluate, points, Curve(), 0.0
         self.started = time.monotonic()
 
@@ -69,13 +71,13 @@ class Clock(TrainerCallback):
         marks = {max(round(state.max_steps * (k / self.points) ** 2), 1) for k in range(1, self.points + 1)}
         if state.global_step in marks:
             stopped = time.monotonic()
-            accuracy = self.evaluate(model)
-            self.curve.append((stopped - self.started - self.left_out, accuracy))
+            measured = self.evaluate(model)
+            self.curve.append((stopped - self.started - self.left_out, *measured))
             self.left_out += time.monotonic() - stopped
 
 
-def accuracy(model: Any, examples: Examples, pad: int) -> float:
-    """Return the mean accuracy over tasks of a sequence classifier, in percent."""
+def measured(model: Any, examples: Examples, pad: int) -> tuple[float, float]:
+    """Return a sequence classifier's accuracy in percent and its loss of a pair, both the mean over tasks."""
     rows = [[*e.prompt, *ids] for _, e in examples for ids in e.responses]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     rewards, training = torch.zeros(len(rows)), model.training
@@ -88,12 +90,14 @@ def accuracy(model: Any, examples: Examples, pad: int) -> float:
                 ids[k, : len(row)], mask[k, : len(row)] = torch.tensor(row), 1
             rewards[order[start : start + 32]] = model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
     model.train(training)
-    right: dict[str, list[tuple[float, int]]] = {}
+    right: dict[str, list[tuple[float, float, int]]] = {}
     parts = iter(rewards.split([len(e.responses) for _, e in examples]))
     for group, _ in examples:
         scores, pairs = next(parts).numpy().astype(np.float64), group.pairs()
-        right.setdefault(group.task or "", []).append((right_pairs(pairs, scores), len(pairs)))
-    return 100 * fmean(sum(r for r, _ in task) / sum(n for _, n in task) for task in right.values())
+        loss = sum(np.logaddexp(0, scores[pair.worse] - scores[pair.better]) for pair in pairs)
+        right.setdefault(group.task or "", []).append((right_pairs(pairs, scores), loss, len(pairs)))
+    sums = [np.sum(task, 0) for task in right.values()]
+    return 100 * fmean(r / n for r, _, n in sums), fmean(loss / n for _, loss, n in sums)
 
 
 def trl(
@@ -109,7 +113,7 @@ def trl(
     pairs.sort(key=lambda pair: max(map(len, pair.values())))  # batches of equal lengths, in a random order
     batches = [pairs[i : i + PAIRS] for i in range(0, len(pairs), PAIRS)]
     Random(0).shuffle(batches)
-    clock = Clock(lambda model: accuracy(model, test, model.config.pad_token_id), points)
+    clock = Clock(lambda model: measured(model, test, model.config.pad_token_id), points)
     trainer = trl_trainer(
         [pair for batch in batches for pair in batch],
         Path("runs/trl"),
@@ -128,21 +132,28 @@ def trl(
     return clock.curve
 
 
-def chosen(kind: str, train: Examples, validation: Examples, layers: int | None) -> dict[str, Any]:
-    """Return the learning rate and warm-up with the best accuracy on the validation prompts, and all tried ones."""
-    part, tried = train[: max(round(SHARE * len(train)), 1)], list[tuple[float, float, float]]()
+def chosen(kind: str, train: Examples, validation: Examples, layers: int | None, file: Path) -> dict[str, Any]:
+    """Return the learning rate and warm-up with the lowest loss on the validation prompts, and all tried ones.
 
-    def best() -> tuple[float, float, float]:
-        return max(tried, key=lambda row: row[2])
+    The file keeps what was tried, so that a stopped run does not try it again.
+    """
+    part = train[: max(round(SHARE * len(train)), 1)]
+    tried: list[list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
-    for rate, warmup in [*((rate, WARMUPS[0]) for rate in RATES[kind]), (None, WARMUPS[1])]:
+    def best() -> list[float]:
+        return min(tried, key=lambda row: row[-1])
+
+    for rate, warmup in [*((rate, WARMUPS[0]) for rate in RATES[kind]), (None, WARMUPS[1])][len(tried) :]:
         settings = rate or best()[0], warmup
-        tried.append((*settings, trl(kind, part, validation, *settings, 1, 1, layers)[-1][1]))
+        tried.append([*settings, *trl(kind, part, validation, *settings, 1, 1, layers)[-1][1:]])
+        write_file(file, json.dumps(tried))
         Console(stderr=True).print(f"{kind} {tried[-1]}", markup=False)
     return {"rate": best()[0], "warmup": best()[1], "tried": tried}
 
 
-def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None) -> dict[str, Any]:
+def peer(
+    kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None, folder: Path
+) -> dict[str, Any]:  # fmt: skip
     """Return TRL's curves: of one model for each task, whose seconds add up, and of one model for all tasks."""
 
     def examples(groups: Sequence[Group]) -> Examples:
@@ -159,8 +170,8 @@ def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | N
                 examples([g for g, h in zip(groups, held, strict=True) if h == w]) for w in (False, True)
             )
             test = examples([group for group in data.test if group.task in names and group.pairs()])
-            best = chosen(kind, train, validation, layers)
-            curves.append(trl(kind, train, test, best["rate"], best["warmup"], epochs, 10, layers))
+            best = chosen(kind, train, validation, layers, folder / f"{kind}-{'+'.join(names)}-tried.json")
+            curves.append(trl(kind, train, test, best["rate"], best["warmup"], epochs, POINTS, layers))
             result.setdefault("settings", {})["+".join(names)] = best
         if curves:
             result[name] = [[sum(p[0] for p in rows), fmean(p[1] for p in rows)] for rows in zip(*curves, strict=True)]
@@ -188,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--files", nargs="+", default=[], help="human-labeled data; without: the testbed")
     parser.add_argument("--task", nargs="+", default=list(testbed.TASKS), help="tasks of the testbed")
     parser.add_argument("--size", type=int, default=1000, help="groups of each task")
-    parser.add_argument("--test", type=int, default=150, help="testbed prompts of each task to test on")
+    parser.add_argument("--test", type=int, default=150, help="prompts of each task to test on, at most")
     parser.add_argument("--epochs", type=float, default=1, help="of TRL")
     parser.add_argument("--peer-layers", type=int, help="of TRL's backbone; without: all, as it is used")
     parser.add_argument(
@@ -204,12 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layers = [f"backbone.num_layers={options.layers[0]}", f"backbone.branch_layer={options.layers[1]}"]
     for recipe in options.recipe:
         config: Config = load_config(None, [*RECIPES.get(recipe, RECIPES["frozen"]), files, *layers, *options.set])
-        data = human(config, options.size) if options.files else generated(options.task, options.size, options.test, 0)
+        data = (
+            human(config, options.size, options.test)
+            if options.files
+            else generated(options.task, options.size, options.test, 0)
+        )
         file = folder / f"{recipe}.json"
         if not file.exists():
             if recipe in RATES:
                 encoder = Encoder(AutoTokenizer.from_pretrained(str(bundled_backbone())), config.encoding)
-                found = peer(recipe, data, encoder, options.epochs, options.peer_layers)
+                found = peer(recipe, data, encoder, options.epochs, options.peer_layers, folder)
             else:
                 point = measure(recipe, config, data, "clean", folder / "run")
                 share = [sum(c["right"]["dmoerm"]) / sum(c["pairs"]) for c in point["counts"].values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +92,11 @@ def test_accuracy_is_the_mean_over_tasks_and_padding_does_not_count() -> None:
         Group(prompt="c", task="y", responses=("1", "22"), scores=(1, 0)),
     ]
     examples = [(g, Encoded((1,), tuple(tuple([2] * len(r)) for r in g.responses), ())) for g in groups]
-    assert time_to_accuracy.accuracy(Length(), examples, pad=0) == pytest.approx(100 * (3 / 4 + 0) / 2)
+    accuracy, loss = time_to_accuracy.measured(Length(), examples, pad=0)
+    assert accuracy == pytest.approx(100 * (3 / 4 + 0) / 2)
+    longer, shorter = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))  # by one token
+    twice = math.log(1 + math.exp(-2))
+    assert loss == pytest.approx(((2 * longer + twice + shorter) / 4 + shorter) / 2)
 
 
 def test_the_table_names_the_best_point() -> None:
