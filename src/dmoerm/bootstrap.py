@@ -39,16 +39,6 @@ def resampled_sums(columns: Array, seed: int | Sequence[int] = 0, resamples: int
     )
 
 
-def resampled_means(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
-    """Average the rows of `columns` (P, C) over B resamples of the prompts: (B, C)."""
-    return resampled_sums(columns, seed, resamples) / len(columns)
-
-
-def mean_interval(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
-    """Return the 95 % interval (C, 2) of the mean of each column."""
-    return interval(resampled_means(columns, seed, resamples), len(columns))
-
-
 def run_weights(runs: int, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
     """Return the weights (S, B) of the runs in resamples of them; each column sums to 1, and one run has weight 1.
 

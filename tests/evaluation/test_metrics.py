@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dmoerm.bootstrap import interval, resampled_means
+from dmoerm.bootstrap import interval, resampled_sums
 from dmoerm.evaluation.metrics import (
     PairCounts,
     calibration_result,
@@ -117,7 +117,7 @@ def test_an_interval_includes_the_spread_of_the_seeds() -> None:
         counts = PairCounts([str(i) for i in range(400)], pairs, {"dmoerm": right})
         estimate = compare({"chat": counts}, resamples=500)[0]["dmoerm"]["chat"]
         covered += estimate.low <= 0.7 <= estimate.high
-        fixed = interval(np.mean(resampled_means(right.T / 4, resamples=500), axis=1))
+        fixed = interval(np.mean(resampled_sums(right.T / 4, resamples=500) / right.shape[1], axis=1))
         narrow += fixed[0] <= 0.7 <= fixed[1]
     assert covered >= 85
     assert narrow <= 60
