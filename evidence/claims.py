@@ -424,13 +424,14 @@ ANSWERS = (
         level,
     ),
     Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000), above),
+    Claim("… higher but level with", "label-curve-testbed", over_frozen("finetune", 10000), level),
     Claim(
         "… 25 % of the labels reversed: level with",
         "label-curve-testbed",
         over_frozen("finetune", 50, 100, 300, 1000, noise="noisy"),
         level,
     ),
-    Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000, noise="noisy"), above),
+    Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000, 10000, noise="noisy"), above),
     Claim(
         "… humour, graded by people (1,085 held-out groups, one seed), higher but level with",
         "label-curve-humour",
