@@ -426,7 +426,7 @@ ANSWERS = (
     Claim("… above with", "label-curve-testbed", over_frozen("finetune", 3000), above),
     Claim("… higher but level with", "label-curve-testbed", over_frozen("finetune", 10000), level),
     Claim(
-        "… 25 % of the labels reversed: level with",
+        "… 25 % of the overall pairs reversed: the intervals, some of them wide, include 0 with",
         "label-curve-testbed",
         over_frozen("finetune", 50, 100, 300, 1000, noise="noisy"),
         level,

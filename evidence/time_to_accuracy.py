@@ -48,7 +48,7 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
 
-RATES = {"trl_full": (1e-5, 3e-5, 1e-4), "trl_lora": (3e-4, 1e-3, 3e-3)}
+RATES = {"trl_full": (3e-5, 1e-4, 3e-4), "trl_lora": (3e-4, 1e-3, 3e-3)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
@@ -151,9 +151,7 @@ def chosen(kind: str, train: Examples, validation: Examples, layers: int | None,
     return {"rate": best()[0], "warmup": best()[1], "tried": tried}
 
 
-def peer(
-    kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None, folder: Path
-) -> dict[str, Any]:  # fmt: skip
+def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None, folder: Path) -> dict[str, Any]:
     """Return TRL's curves: of one model for each task, whose seconds add up, and of one model for all tasks."""
 
     def examples(groups: Sequence[Group]) -> Examples:
@@ -215,13 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layers = [f"backbone.num_layers={options.layers[0]}", f"backbone.branch_layer={options.layers[1]}"]
     for recipe in options.recipe:
         config: Config = load_config(None, [*RECIPES.get(recipe, RECIPES["frozen"]), files, *layers, *options.set])
-        data = (
-            human(config, options.size, options.test)
-            if options.files
-            else generated(options.task, options.size, options.test, 0)
-        )
         file = folder / f"{recipe}.json"
         if not file.exists():
+            if options.files:
+                data = human(config, options.size, options.test)
+            else:
+                data = generated(options.task, options.size, options.test, 0)
             if recipe in RATES:
                 encoder = Encoder(AutoTokenizer.from_pretrained(str(bundled_backbone())), config.encoding)
                 found = peer(recipe, data, encoder, options.epochs, options.peer_layers, folder)
