@@ -191,12 +191,37 @@ def time_to_accuracy(files: Files) -> Figure:
     return figure
 
 
+@as_svg
+def growth(files: Files) -> Figure:
+    """Draw seconds and memory over what grows, a panel for each axis; see speed/growth.py."""
+    curves, titles = files["growth"]["curves"], [row["axis"] for row in files["growth"]["tables"]["Growth"]]
+    figure = Figure(figsize=(9, 2.6 * ((len(curves) + 2) // 3)), layout="constrained")
+    panels = figure.subplots((len(curves) + 2) // 3, 3, squeeze=False).ravel()
+    for axes, (title, points) in zip(panels, zip(titles, curves.values(), strict=True), strict=False):
+        x, memory = [point["x"] for point in points], axes.twinx()
+        axes.plot(x, [point["seconds"] for point in points], "o-", color="#1b6ca8", markersize=4, label="seconds")
+        memory.plot(
+            x, [max(point["mib"], 1) for point in points], "s--", color="#c8811e", markersize=4, label="memory, MiB"
+        )
+        for each in (axes, memory):
+            each.set_xscale("log")
+            each.set_yscale("log")
+        axes.set_xlabel(title)
+        axes.grid()
+        if axes is panels[0]:
+            figure.legend(handles=[*axes.get_lines(), *memory.get_lines()], loc="outside lower center", ncols=2)
+    for axes in panels[len(curves) :]:
+        axes.remove()
+    return figure
+
+
 FIGURES: Mapping[str, tuple[str, Callable[[Files], str]]] = {
     "comparison": ("compare_human", comparison),
     "label_shares": ("compare_label_shares", label_shares),
     "best_of_n": ("best_of_n_testbed", best_of_n),
     "policies": ("rl_testbed", policies),
     "label_curve": ("label-curve-testbed", label_curve),
+    "growth": ("growth", growth),
     "time_to_accuracy": ("time-to-accuracy-humour", time_to_accuracy),
 }
 """Name of a picture → the results file that it needs, and the function that draws it."""
