@@ -70,8 +70,7 @@ test-lowest: install
 
 bench: install
 	$(BIN)/pip install --quiet --group evidence
-	for name in scoring training labels serving; do PYTHONPATH=tests $(BIN)/python -m evidence.speed.$$name || exit 1; done
-	$(BIN)/python -m evidence.pages
+	$(BIN)/python -m evidence.speed
 
 bench-gpu: install
 	$(BIN)/python -m evidence.speed.gpu

@@ -112,7 +112,8 @@ def measure(experiment: Experiment, command: str, console: Console, small: bool)
     console.print(f"{experiment.name}: {command}", markup=False)
     started = time.monotonic()
     program = {"dmoerm": [sys.executable, "-m", "dmoerm"], "python": [sys.executable]}[words[0]]
-    done = subprocess.run([*program, *words[1:]], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    variables = {**os.environ, "PYTHONPATH": "tests"}  # of judge_labels.py, whose fake judge the tests have
+    done = subprocess.run([*program, *words[1:]], cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise SystemExit(f"{experiment.name} failed; the same command resumes it: {command}")
     console.print(f"{experiment.name}: {(time.monotonic() - started) / 60:.1f} minutes", markup=False)

@@ -71,12 +71,17 @@ def main(arguments: Sequence[str]) -> None:
     curves: dict[str, list[Figures]] = {}
     for name, axis in AXES.items():
         for value in axis.values:
-            command = [sys.executable, "-m", "evidence.speed.growth", name, str(value)]
-            point = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            point = in_process("evidence.speed.growth", name, str(value))
             curves.setdefault(name, []).append({"x": value, **point})
             print(name, curves[name][-1], flush=True)
     fits = [fit(name, axis, curves[name]) for name, axis in AXES.items()]
     write("growth", "python -m evidence.speed.growth", [], tables={"Growth": fits}, curves=curves)
+
+
+def in_process(module: str, *arguments: str) -> Any:
+    """Return the JSON that a module prints in a process of its own."""
+    command = [sys.executable, "-m", module, *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 # --- an axis's points --------------------------------------------------------------------------------------------

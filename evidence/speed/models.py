@@ -4,7 +4,6 @@ one_by_one   one adapter and one response at a time, as the paper's release scor
 peft_loop    PEFT `set_adapter` in a loop, the responses batched
 peft_mixed   one PEFT mixed-adapter batch (`adapter_names`)
 plain        one plain reward model (`AutoModelForSequenceClassification`), batched
-ensemble     k such models
 """
 
 from __future__ import annotations
@@ -148,9 +147,8 @@ def peft_mixed(model: PeftModel, rows: Sequence[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def plainly(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> None:
-    """Run a plain reward model, or an ensemble of them, over all batches."""
-    for model in models:
-        model.config.pad_token_id = 0  # pyright: ignore
-        for ids, mask in padded_batches(rows):
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))  # pyright: ignore
+def plainly(model: nn.Module, rows: Sequence[Tensor]) -> None:
+    """Run a plain reward model over all batches."""
+    model.config.pad_token_id = 0  # pyright: ignore
+    for ids, mask in padded_batches(rows):
+        model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))  # pyright: ignore

@@ -2,38 +2,29 @@
 
     python -m evidence.speed.scoring          prints the rows and writes results/scoring.json
 
-`plain` and `ensemble` run all 30 layers. Ours run the router and
+`plain` runs all 30 layers. Ours run the router and
 
     experts   the paper's reward: five LoRA experts on the last 6 layers and its aggregator over embeddings; the PEFT
               peers compute the same five embeddings, without a reward
     lora      the five LoRA experts and phase 1, with a linear aggregator: six passes over them
     head      five heads on the branch of phase 1: one pass (the recipe `finetune`)
     frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
-
-`hh_rlhf` scores groups of Anthropic's hh-rlhf with dmoerm and with PEFT's loop, both in the same precision, if the file
-is in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
-the same 10 of them, evenly spread, and dmoerm on all 500 in bfloat16 as well.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import nn
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.data.readers import read_groups
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.schema import Query
 from evidence.measure import Row, interleaved, row, write
 from evidence.speed.models import (
     adapters,
@@ -48,10 +39,7 @@ from evidence.speed.models import (
 )
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
-K, BRANCH_LAYER, RUNS = 5, 24, 5
-HH_GROUPS, HH_SAMPLE, HH_RUNS = 500, 10, 3
-
-
+K, BRANCH_LAYER, RUNS = 5, 24, 3
 KINDS = {
     "experts": ("phase3.inputs=embeddings",),
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
@@ -87,29 +75,7 @@ def main() -> None:
         shape_rows, share = measure_shape(each, shape)
         rows += shape_rows
         shares[shape_rows[0]["work"].removesuffix("_experts")] = share
-    hh_rows, more = measure_hh(contests)
-    write("scoring", "python -m evidence.speed.scoring", [*rows, *hh_rows], share_of_machine=shares, **more)
-
-
-def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]]:
-    """Return the rows of hh_rlhf, and the seconds of `HH_GROUPS` groups in bfloat16."""
-    file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
-    if not file.exists():
-        print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
-        return [], {}
-    model = contests[-1].kinds["experts"]
-    groups = read_groups(str(file)).groups[:HH_GROUPS]
-    queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
-    timed = queries[:: len(queries) // HH_SAMPLE]
-    rows: list[Row] = []
-    for each in contests:
-        works: list[Callable[[], object]] = [functools.partial(score, each.kinds["experts"], timed)]
-        works.append(functools.partial(peft_loop, each.peft, sequences(timed)))
-        ours_s, peer_s = interleaved(works, HH_RUNS)
-        rows.append(row(f"hh_rlhf_{len(timed)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS))
-    start = time.perf_counter()
-    score(model, queries)
-    return rows, {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
+    write("scoring", "python -m evidence.speed.scoring", rows, share_of_machine=shares)
 
 
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
@@ -136,8 +102,7 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     texts = [ids.to(device) for ids in sequences([query])]
     work = "p{}_n{}_r{}_{}".format(*shape, each.short)
     peers = {
-        "plain": functools.partial(plainly, [each.plain], texts),
-        "ensemble": functools.partial(plainly, [each.plain] * K, texts),
+        "plain": functools.partial(plainly, each.plain, texts),
         "peft_loop": functools.partial(peft_loop, each.peft, texts),
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
         "one_by_one": functools.partial(one_by_one, each.peft, texts),
@@ -171,14 +136,25 @@ def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> 
     The machine's rate is the rate of the layers' matrix products alone with this number of rows, by operations.
     """
     config = model.config.backbone_config
-    d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
-    products = [(d, d), (d, d), (d, kv), (d, kv), (d, f), (d, f), (f, d)]
-    layer, keys = sum(2 * a * b for a, b in products), 2 * 2 * d * kv
+    sizes = products(config)
+    d, kv = sizes[2]
+    layer, keys = sum(2 * a * b for a, b in sizes), 2 * 2 * d * kv
     last, tokens = len(query.responses), query.tokens
     top = config.num_hidden_layers - model.config.branch_layer
     work = tokens * layer * model.config.branch_layer + K * (tokens * (layer * (top - 1) + keys) + last * layer)
-    limit = sum(product_seconds(tokens, a, b, dtype, model.device) for a, b in products) / (tokens * layer)
-    return round(work * limit / seconds, 3)
+    return round(work / layer * seconds_of_layer(model, tokens, dtype) / seconds, 3)
+
+
+def products(config: Any) -> list[tuple[int, int]]:
+    """Return the input and output widths of a layer's matrix products: queries, output, keys, values, and the MLP's."""
+    d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    return [(d, d), (d, d), (d, kv), (d, kv), (d, f), (d, f), (f, d)]
+
+
+def seconds_of_layer(model: DMoERM, rows: int, dtype: torch.dtype) -> float:
+    """Return the seconds of a layer's matrix products alone for one token, in a pass of this number of rows."""
+    sizes = products(model.config.backbone_config)
+    return sum(product_seconds(rows, a, b, dtype, model.device) for a, b in sizes) / rows
 
 
 def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -1,15 +1,17 @@
-"""Measure the server under load: rate against offline scoring of the same texts, latency and memory.
+"""Measure the server under load: rate against offline scoring of the same texts, latency, fairness and memory.
 
-32 clients on loopback send one prompt with one response per request. SmolLM2-135M, five experts (LoRA, rank 16 on q and
-v) on the last 6 of 30 layers, float32. Clients, server and offline scoring share the cores.
+64 clients on loopback send requests of mixed sizes: one to eight responses of 8 to 200 words to a prompt of 8 to 300.
+The model is of the recipe `frozen` in float32, on 8 of SmolLM2's layers, so that the server's own work counts. Clients,
+server and offline scoring share the cores.
 
-python -m evidence.speed.serving [MINUTES of full load for the memory, 10]
+    python -m evidence.speed.serving [MINUTES of full load for the memory, 1]
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -26,32 +28,41 @@ import httpx2
 import numpy as np
 
 from dmoerm.model import DMoERM
-from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
-from evidence import testbed
 from evidence.measure import interleaved, row, write
-from evidence.speed.models import TASK, ours
+from evidence.speed.growth import model_of, text
 
-CLIENTS, TEXTS, ROUNDS, LATENCIES = 32, 128, 3, 400
+CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 192, 3, 300
+WAITING = 8  # clients with a large request each, behind which a small one waits
+LARGE = Query(prompt=text(200), responses=tuple(text(150, i) for i in range(32)), task="task0")
+SMALL = Query(prompt=text(16), responses=(text(16),), task="task0")
+TRIES = 5
 
 
 def main() -> None:
-    """Measure rate, latency and memory."""
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-    queries = texts(TEXTS)
+    """Measure rate, latency, fairness and memory."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     with tempfile.TemporaryDirectory() as folder:
-        ours(str(bundled_backbone()), "float32", 5, 24).save_pretrained(folder)
+        model_of(1, 5, "backbone={num_layers: 8, branch_layer: 6, dtype: float32}").save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
         with server(folder) as (url, process):
-            figures = measure(model, queries, url, process.pid, minutes)
+            figures = measure(model, mixed(REQUESTS), url, process.pid, minutes)
     write("serving", f"python -m evidence.speed.serving {minutes:g}", **figures)
 
 
-def texts(count: int) -> list[Query]:
-    """Return queries of one testbed prompt and one response each, with the benchmark's task."""
-    groups = testbed.generate(count // 5, 2)
-    queries = [Query(prompt=group.prompt, responses=group.responses[:1], task=TASK) for group in groups]
-    return random.Random(0).sample(queries, len(queries))[:count]
+def mixed(count: int) -> list[Query]:
+    """Return requests of mixed sizes."""
+    draw = random.Random(0)
+    return [
+        Query(
+            prompt=text(round(8 * 37 ** draw.random()), i),
+            responses=tuple(
+                text(round(8 * 25 ** draw.random()), -i * 8 - j) for j in range(draw.choice((1, 1, 2, 4, 8)))
+            ),
+            task="task0",
+        )
+        for i in range(count)
+    ]
 
 
 @contextlib.contextmanager
@@ -69,7 +80,7 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             with contextlib.suppress(httpx2.HTTPError):
                 if httpx2.get(f"{url}/ready").status_code == 200:
                     break
-            time.sleep(0.2)
+            time.sleep(0.05)
         yield url, process
     finally:
         process.terminate()
@@ -77,46 +88,62 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
-    """Measure the rates in turns, then latency at half of that load, then memory under full load."""
-    rewards: dict[str, list[float]] = {}
+    """Measure the rates in turns, then latency at half of that load, then fairness, then memory under full load."""
+    rewards: dict[str, list[list[float]]] = {}
 
     def online() -> None:
-        rewards["online"] = asyncio.run(closed_loop(url, queries))[0]
+        rewards["online"] = asyncio.run(closed_loop(url, queries))
 
     def offline() -> None:
-        rewards["offline"] = [scores[0].reward for scores in model.score_queries(queries)]
+        rewards["offline"] = [[score.reward for score in scores] for scores in model.score_queries(queries)]
 
     served, engine = interleaved([online, offline], ROUNDS)
-    rate = len(queries) / served
-    difference = max(abs(a - b) for a, b in zip(rewards["offline"], rewards["online"], strict=True))
-    waits = {
-        "half_the_clients": asyncio.run(closed_loop(url, [*queries, *queries], CLIENTS // 2))[1],
-        "at_random": asyncio.run(open_loop(url, queries, rate / 2)),
+    both = (list(itertools.chain.from_iterable(rewards[side])) for side in ("offline", "online"))
+    difference = max(abs(a - b) for a, b in zip(*both, strict=True))
+    latency = {
+        "alone": quantiles([asyncio.run(alone(url, query)) for query in queries]),
+        "half_load": quantiles(asyncio.run(open_loop(url, queries, len(queries) / served / 2))),
     }
+    waits = [asyncio.run(behind_large(url)) for _ in range(TRIES)]
     tokens = sum(model.encoder.encode(query).tokens for query in queries)
     return {
-        "rows": [row(f"{CLIENTS}_clients_{TEXTS}_texts_fp32", "offline", served, engine, ROUNDS)],
-        "requests_a_second": round(rate, 1),
-        "tokens_a_text": round(tokens / len(queries)),
+        "rows": [row(f"{CLIENTS}_clients_{REQUESTS}_requests_fp32", "offline", served, engine, ROUNDS)],
+        "requests_a_second": round(len(queries) / served, 1),
+        "tokens_a_request": round(tokens / len(queries)),
         "largest_difference": float(f"{difference:.1e}"),
-        "latency_at_half_the_load_s": {name: quantiles(seconds) for name, seconds in waits.items()},
+        "latency_s": latency,
+        "a_small_request_behind_eight_large_s": quantiles(waits) | {"highest": round(max(waits), 3)},
         "memory_mib": hold(url, queries, pid, minutes),
     }
 
 
-async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS) -> tuple[list[Any], list[float]]:
-    """Let every client send its next text once it has its answer; return rewards and seconds in the texts' order."""
-    todo = iter(range(len(queries)))
-    rewards: list[Any] = [None] * len(queries)
-    seconds = [0.0] * len(queries)
+async def closed_loop(url: str, queries: Sequence[Query]) -> list[list[float]]:
+    """Let every client send its next request once it has its answer; return the rewards in the requests' order."""
+    todo, rewards = iter(range(len(queries))), [list[float]() for _ in queries]
 
     async def client() -> None:
         async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
             for i in todo:
-                rewards[i], seconds[i] = await ask(http, queries[i])
+                rewards[i], _ = await ask(http, queries[i])
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return rewards, seconds
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return rewards
+
+
+async def alone(url: str, query: Query) -> float:
+    """Return the seconds of a request that no other one waits with."""
+    async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
+        return (await ask(http, query))[1]
+
+
+async def behind_large(url: str) -> float:
+    """Return the seconds of a small request that arrives while each of some clients waits for a large one."""
+    async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
+        large = [asyncio.create_task(ask(http, LARGE)) for _ in range(WAITING)]
+        await asyncio.sleep(1)  # the first pass runs
+        _, seconds = await ask(http, SMALL)
+        await asyncio.gather(*large)
+        return seconds
 
 
 async def open_loop(url: str, queries: Sequence[Query], rate: float) -> list[float]:
@@ -152,13 +179,14 @@ def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[s
     return {"after_a_tenth": first, "at_the_end": last, "growth": round(last / first - 1, 4)}
 
 
-async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[float, float]:
-    """Request the reward of one text; return it with the seconds that it took."""
+async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[list[float], float]:
+    """Request the rewards of a query's responses; return them with the seconds that it took."""
     body = {"items": [query.model_dump(include={"prompt", "responses", "task"})]}
     started = time.perf_counter()
     answer = await http.post("/v1/score", content=json.dumps(body), headers={"Content-Type": "application/json"})
     answer.raise_for_status()
-    return answer.json()["items"][0]["scores"][0]["reward"], time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return [score["reward"] for score in answer.json()["items"][0]["scores"]], seconds
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Compare phase 2 with TRL: five experts together on cached activations, or one capability at a time on whole texts.
+"""Compare training of the recipe `finetune` with TRL's `RewardTrainer`: the same layers, groups and pairs.
 
     python -m evidence.speed.training          prints the rows and writes results/training.json
 
-Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, with bfloat16
-passes and float32 weights, on the same token ids and the same pairs. `RewardTrainer` gets the pairs of one capability
-at a time; its gradient checkpointing is off, which makes it faster. One optimizer step is timed both ways in turns, on
-one group of dialogue or four groups of rag_answer; three epochs over both files are extrapolated from that rate, with
-the time to fill dmoerm's cache. docs/data.md describes the data, which are in the folder DMOERM_DATA.
+Both train all weights of the last 6 of SmolLM2's 30 layers and a head, with bfloat16 passes and float32 weights.
+dmoerm caches the states of the lower 24 layers, which TRL runs in every step, without gradients; its gradient
+checkpointing is off, which makes it faster. One optimizer step is timed both ways in turns, on one group of dialogue
+(six responses, 15 pairs) or four groups of rag_answer (two responses each); two epochs over the whole files are
+extrapolated from it, with the time to fill the cache. docs/data.md describes the data, which are in the folder
+DMOERM_DATA.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,140 +34,111 @@ from dmoerm.config import load_config
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.schema import Group
-from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.examples import PreferenceExample
-from dmoerm.training.phases import phase2
+from dmoerm.training.phases import phase1
 from dmoerm.training.run import prepare
 from dmoerm.training.steps import Progress, Run, Training
 from evidence.measure import Row, interleaved, row, write
+from evidence.speed.growth import in_process, timed
+from evidence.speed.scoring import seconds_of_layer
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
-GROUPS = 40
-K, RATE, EPOCHS, RUNS = 5, 1e-4, 3, 5
-LORA = LoraConfig(
-    task_type="SEQ_CLS",
-    r=16,
-    lora_alpha=16,
-    lora_dropout=0.0,
-    target_modules=r".*\.layers\.(24|25|26|27|28|29)\.self_attn\.(q_proj|v_proj)",
-    modules_to_save=["score"],
-)
+GROUPS, BRANCH_LAYER = 40, 24
+RATE, EPOCHS, RUNS = 3e-4, 2, 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """One task's run, and the examples for training and test."""
+    """One task's run, the examples of a step, and examples that are not cached yet."""
 
     run: Run
     task: str
-    train: Sequence[PreferenceExample]
-    test: Sequence[PreferenceExample]
-
-    @property
-    def capabilities(self) -> list[str]:
-        return list(self.run.model.task_model(self.task).experts.capabilities)
+    step: Sequence[PreferenceExample]
+    other: Sequence[PreferenceExample]
 
 
-def main() -> None:
-    """Measure both tasks."""
+def main(arguments: Sequence[str]) -> None:
+    """Measure both tasks, or only the memory of one side: `ours TASK` or `trl TASK`."""
     folder = Path(os.environ.get("DMOERM_DATA", "."))
     missing = [file for file in FILES.values() if not (folder / file).exists()]
     if missing:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
         return
-    rows = [r for task, file in FILES.items() for r in all_steps(task, folder / file)]
-    ours_s, peer_s = (sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s"))
-    rows.append(row("phase2_both_files_at_that_rate", "trl", ours_s, peer_s, RUNS))
-    write("training", "python -m evidence.speed.training", rows)
-
-
-def all_steps(task: str, file: Path) -> list[Row]:
-    """Measure a step; extrapolate three epochs over the whole file from it, including the time to fill the cache."""
-    with tempfile.TemporaryDirectory() as root:
-        work = prepared(task, Path(root))
-        step = steps(work, Path(root))
-        count = len(read_groups(file).groups)
-        in_all = EPOCHS * count / BATCH[task]
-        ours_s = in_all * step["ours_s"] + count * fill_seconds(work)
-    return [step, row(f"phase2_{task}_file_at_that_rate", "trl", ours_s, in_all * step["peer_s"], RUNS)]
+    if arguments:
+        side, task = arguments
+        with tempfile.TemporaryDirectory() as root:
+            print(timed(works(prepared(task, Path(root)), Path(root))[side], 1)["mib"])
+        return
+    rows, shares = list[Row](), dict[str, float]()
+    for task, file in FILES.items():
+        with tempfile.TemporaryDirectory() as root:
+            work = prepared(task, Path(root))
+            both, count = works(work, Path(root)), len(read_groups(str(folder / file)).groups)
+            ours_s, peer_s = interleaved([both["ours"], both["trl"]], RUNS)
+            rows.append(row(f"finetune_{task}_step", "trl", ours_s, peer_s, RUNS))
+            fill, shares[task] = fill_seconds(work)
+            steps = EPOCHS * count / BATCH[task]
+            rows.append(row(f"finetune_{task}_file", "trl", count * fill + steps * ours_s, steps * peer_s, RUNS))
+    memory = {
+        f"{task}_{side}": in_process("evidence.speed.training", side, task)
+        for task in FILES
+        for side in ("ours", "trl")
+    }
+    write("training", "python -m evidence.speed.training", rows, trunk_share_of_machine=shares, step_memory_mib=memory)
 
 
 def prepared(task: str, folder: Path) -> Work:
-    """Prepare the run of a task with K capabilities, with an empty cache."""
+    """Prepare the run of a task, and fill the cache with the examples of a step."""
     config = load_config(
         None,
         [
+            "extends=finetune",
             f"data.files=[{FILES[task]}]",
             f"data.groups_per_task={GROUPS}",
             "data.test_fraction=0.5",
-            "encoding={pooling: last, truncation: keep_both}",
-            "backbone.branch_layer=24",
+            f"backbone={{num_layers: 30, branch_layer: {BRANCH_LAYER}}}",
             f"cache={folder / 'cache'}",
-            f"training={{batch_groups: {BATCH[task]}, metric_for_best_model: end}}",
-            f"phase2={{epochs: 1, learning_rate: {RATE}, evaluations: 1, lora: {{rank: 16, alpha: 16, dropout: 0}}}}",
+            f"training.batch_groups={BATCH[task]}",
+            f"phase1={{epochs: 1, learning_rate: {RATE}, evaluations: 1}}",
         ],
     )
     data = load_splits(config)
-    entry = data.taxonomy.tasks[task]
-    names = list(entry.capabilities)[:K]
-    entry = entry.model_copy(update={"capabilities": {name: entry.capabilities[name] for name in names}})
-    run = prepare(config, Taxonomy(name="bench", language="en", tasks={task: entry}), folder, Progress(quiet=True))
-
-    def examples(groups: Sequence[Group]) -> list[PreferenceExample]:
-        rows = [{name: g.capabilities[name] for name in names if name in g.capabilities} for g in groups]
-        cut = [g.model_copy(update={"capabilities": r, "annotators": {}}) for g, r in zip(groups, rows, strict=True)]
-        return run.examples(cut)
-
-    return Work(run, task, examples(data.train), examples(data.test))
+    run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
+    train = [example for example in run.examples(data.train) if example.pairs.get(None)]
+    step = train[: BATCH[task]]
+    run.cache.fill([example.encoded for example in step])
+    return Work(run, task, step, run.examples(data.test))
 
 
-def steps(work: Work, folder: Path) -> Row:
-    """Time the same optimizer step both ways, with cached activations."""
-    labeled = [e for e in work.train if all(map(e.pairs.get, work.capabilities))] or work.train
-    work = dataclasses.replace(work, train=labeled[: BATCH[work.task]])
-    work.run.cache.fill([e.encoded for e in work.train])
-    fresh = (folder / f"steps{i}" for i in itertools.count())
-    trainers = trl_trainers(work, folder)
+def works(work: Work, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return the same optimizer step both ways; ours from cached states, with an evaluation and a checkpoint."""
+    fresh = (folder / f"step{i}" for i in itertools.count())
+    validation = [max(work.step, key=lambda example: -example.encoded.tokens)]
+    texts = [([[*e.encoded.prompt, *ids] for ids in e.encoded.responses], e.pairs[None]) for e in work.step]
+    pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
+    settings = {"max_steps": 1, "per_device_train_batch_size": len(pairs), "learning_rate": RATE, "warmup_steps": 0}
+    trainer = trl_trainer(pairs, folder / "trl", None, torch.float32, **settings)
+    for name, weight in trainer.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
+        layer = name.partition("layers.")[2].partition(".")[0]
+        weight.requires_grad_(not name.endswith("embed_tokens.weight") and (not layer or int(layer) >= BRANCH_LAYER))
 
-    def peer() -> None:
-        for trainer in trainers.values():
-            trainer.train()
+    def ours() -> None:
+        phase1(Training(dataclasses.replace(work.run, folder=next(fresh)), work.step, validation), work.task)
 
-    ours_s, peer_s = interleaved([lambda: train(work, next(fresh)), peer], RUNS)
-    return row(f"phase2_{work.task}_steps", "trl", ours_s, peer_s, RUNS)
+    return {"ours": ours, "trl": trainer.train}
 
 
-def fill_seconds(work: Work) -> float:
-    """Return the seconds to compute one group's activations, measured on the test part, which is not cached yet."""
+def fill_seconds(work: Work) -> tuple[float, float]:
+    """Return the seconds to cache one group's states, and the matrix products' share of them at the machine's rate."""
+    texts = [example.encoded for example in work.other]
     start = time.perf_counter()
-    work.run.cache.fill([e.encoded for e in work.test])
-    return (time.perf_counter() - start) / len(work.test)
-
-
-def train(work: Work, folder: Path) -> None:
-    """Run phase 2 in a new folder, including evaluations and checkpoints, which TRL does not run."""
-    run = dataclasses.replace(work.run, folder=folder)
-    validation = [max(work.train, key=lambda e: (sum(map(bool, e.pairs.values())), -e.encoded.tokens))]
-    phase2(Training(run, work.train, validation), work.task)
-
-
-def whole(example: PreferenceExample) -> list[list[int]]:
-    """Return prompt and response as one sequence, for each response."""
-    return [[*example.encoded.prompt, *ids] for ids in example.encoded.responses]
-
-
-def trl_trainers(work: Work, folder: Path) -> dict[str, RewardTrainer]:
-    """Return capability → a trainer of one step on all its pairs."""
-    trainers = {}
-    for name in work.capabilities:
-        texts = [(whole(e), e.pairs.get(name, ())) for e in work.train]
-        pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
-        size = max(len(pairs), 1)
-        settings = {"max_steps": 1, "per_device_train_batch_size": size, "learning_rate": RATE, "weight_decay": 0.01}
-        trainers[name] = trl_trainer(pairs, folder / name, LORA, warmup_steps=0, **settings)
-    return trainers
+    work.run.cache.fill(texts)
+    seconds, tokens = time.perf_counter() - start, sum(text.tokens for text in texts)
+    model = work.run.model
+    dtype = getattr(torch, model.config.backbone["dtype"])
+    share = BRANCH_LAYER * tokens * seconds_of_layer(model, tokens, dtype) / seconds
+    return seconds / len(texts), round(share, 3)
 
 
 def trl_trainer(
@@ -222,4 +195,4 @@ def trl_trainer(
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

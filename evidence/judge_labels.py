@@ -5,11 +5,12 @@ orders) and noise per order; then the response shown first gains 0.2 in probabil
 letter and returns the probabilities. The same calls give soft labels (mean of both orders' probabilities) and hard
 labels (both orders agree, other pairs are left out). Both train the experts of the demo's model, tested on gold.
 
-PYTHONPATH=tests python -m evidence.speed.labels    writes results/labels.json
+    PYTHONPATH=tests python -m evidence.judge_labels --name labels      the fake judge is in tests/
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -40,32 +41,38 @@ from dmoerm.training import train
 from evidence.measure import write
 from evidence.testbed import gold_group
 
-NOISE, BIAS = (0.5, 2.0, 4.0, 8.0), 0.2
+BIAS = 0.2
 SPREAD = 0.25  # a difference of one step of the five-point scale is one logit
-PAIRS, IN_FLIGHT = 500, 32
+IN_FLIGHT = 32
 KINDS = ("soft", "hard")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure quality by noise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.5, 2.0, 4.0, 8.0], help="of the judge, in logits")
+    parser.add_argument("--pairs", type=int, default=500, help="pairs that the judge is asked about")
+    parser.add_argument("--name", help="store the results as results/NAME.json")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = load_config("demo", [f"output={root / 'run'}"])
         groups = load_splits(config).train
         people = expert_accuracy(config, root / "people", {})
-        rows = [at_noise(noise, config, groups, root) for noise in NOISE]
-    tables, experts = {"Quality by the judge's noise": rows}, round(people, 4)
-    command = "PYTHONPATH=tests python -m evidence.speed.labels"
-    write("labels", command, [], tables=tables, experts_on_people=experts, bias=BIAS)
+        rows = [at_noise(noise, options.pairs, config, groups, root) for noise in options.noise]
+    if options.name:
+        tables, experts = {"Quality by the judge's noise": rows}, round(people, 4)
+        command = f"PYTHONPATH=tests python -m evidence.judge_labels --name {options.name}"
+        write(options.name, command, [], tables=tables, experts_on_people=experts, bias=BIAS)
 
 
-def at_noise(noise: float, config: Config, groups: Sequence[Group], root: Path) -> dict[str, Any]:
+def at_noise(noise: float, count: int, config: Config, groups: Sequence[Group], root: Path) -> dict[str, Any]:
     """Measure one judge's labels against gold, and the experts trained on them."""
     pairs = list(all_pairs(groups))
     random.Random(0).shuffle(pairs)
     with served(groups, noise) as url:
         endpoint = Endpoint(url, "annotator")
-        questions = list(build_questions(pairs[:PAIRS], QuestionFormat(load_taxonomy("paper-en")), endpoint))
+        questions = list(build_questions(pairs[:count], QuestionFormat(load_taxonomy("paper-en")), endpoint))
         with contextlib.closing(AnswerStore(root / f"{noise}.sqlite")) as store:
             run = ask(questions, endpoint, store, concurrency=IN_FLIGHT)
             assert run.answered + run.known == len(questions), run
