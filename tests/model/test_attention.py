@@ -46,7 +46,8 @@ def test_bfloat16_is_close_to_float32(load: Callable[..., Decoder]) -> None:
     model = load("llama")
     ids = example(model)
     exact = run(model, ids)
-    assert (run(model.bfloat16(), ids).float() - exact).abs().max() < 0.05 * exact.abs().max()
+    difference = run(model.bfloat16(), ids).float() - exact
+    assert difference.norm() < 0.03 * exact.norm()  # 0.016 to 0.024 over six models, with either product of attention
 
 
 # --- states --------------------------------------------------------------------------------------------------------

@@ -114,15 +114,20 @@ def test_an_unreadable_backbone_is_named(tmp_path: Path, content: str | None) ->
         load_backbone(BackboneConfig(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("flags", ["avx512f amx_bf16", "avx512f avx512_bf16", "avx2", None])
-def test_the_automatic_dtype_is_the_fast_one_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None
-) -> None:
-    if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+@pytest.mark.parametrize("faster", [torch.bfloat16, torch.float32])
+def test_the_automatic_dtype_is_the_faster_one_of_the_cpu(monkeypatch: pytest.MonkeyPatch, faster: torch.dtype) -> None:
+    clock = 0.0
+
+    def linear(rows: torch.Tensor, weight: torch.Tensor) -> None:
+        nonlocal clock
+        clock += 1 if rows.dtype == faster else 1.5
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(module, "Path", lambda path: tmp_path / Path(path).name)
-    assert resolve_dtype("auto") is (torch.bfloat16 if "bf16" in (flags or "") else torch.float32)
+    monkeypatch.setattr(module.nn.functional, "linear", linear)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock)
+    assert module._faster_dtype.__wrapped__() is faster
+    monkeypatch.setattr(module, "_faster_dtype", lambda: faster)
+    assert resolve_dtype("auto") is faster
 
 
 @pytest.mark.parametrize("supported", [True, False])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from dmoerm.errors import ConfigError
-from dmoerm.model import DMoERM, DMoERMConfig
+from dmoerm.model import DMoERM, DMoERMConfig, loading
 
 LOADERS: list[Any] = [DMoERM.from_pretrained, AutoModelForSequenceClassification.from_pretrained]
 each_loader = pytest.mark.parametrize("load", LOADERS, ids=["DMoERM", "auto"])
@@ -136,3 +139,20 @@ def test_the_configuration_has_path_and_padding_token(load: Callable[..., Any], 
         model = load(path)
         assert model.config.pad_token_id == model.tokenizer.pad_token_id
         assert model.config.name_or_path == path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
+@pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"])
+def test_glibc_keeps_freed_memory_unless_the_user_sets_it_up(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    given: dict[int, int] = {}
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(loading.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=given.__setitem__))
+    loading.prepare_process()
+    assert given == ({} if variable else {-1: 2**29, -3: 2**28})
+    monkeypatch.setattr(loading.ctypes, "CDLL", lambda name: SimpleNamespace())  # musl
+    loading.prepare_process()

@@ -14,7 +14,7 @@ from ..data.statistics import NO_TASK, data_statistics
 from ..errors import BackboneError, ConfigError
 from ..io.paths import write_file
 from ..names import ONE_TASK
-from .models import quieten
+from .models import prepare_libraries
 from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped, lazily
 from .tables import screen, table
 
@@ -157,7 +157,7 @@ def suspects(
     limit: Annotated[int, typer.Option(min=1, help="Most pairs to write.")] = 200,
 ) -> None:
     """Write the pairs whose labels a model that was not trained on them contradicts most."""
-    quieten()
+    prepare_libraries()
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: has no config.yaml; give the folder of a run, not of a model")
     judged = suspected.judge_labels(training.load_run(run, load_config(run / "config.yaml")))

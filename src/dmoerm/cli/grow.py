@@ -12,7 +12,7 @@ from ..config import DataConfig
 from ..data.readers import read_groups
 from ..errors import ConfigError
 from ..io.paths import SHIPPED, model_folder
-from .models import load_model, quieten
+from .models import load_model, prepare_libraries
 from .options import Backbone, Overrides, grouped, lazily
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class Change:
 
     def folders(self) -> tuple[Path, Path]:
         """Return the model's folder and the folder of the changed model."""
-        quieten()
         folder = Path(model_folder(str(self.model)))
         if (self.output is None) != self.in_place:
             raise ConfigError("give either --output FOLDER or --in-place")
@@ -50,6 +49,7 @@ class Change:
         if self.output is not None and self.output.exists():
             hint = "name a new folder, or use --in-place to replace MODEL"
             raise ConfigError(f"--output {self.output}: exists already; {hint}")
+        prepare_libraries()
         return folder, self.output or folder
 
     def of_capability(

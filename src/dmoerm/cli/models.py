@@ -20,12 +20,13 @@ else:
     memory, tensor_parallel = lazily("model.memory", "model.tensor_parallel")
 
 
-def quieten() -> None:
-    """Turn off the messages and progress bars of transformers; commands show their own."""
+def prepare_libraries(deterministic: bool = False) -> None:
+    """Turn off the messages and progress bars of transformers; set up kernels and memory, see `prepare_process`."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    loading.prepare_process(deterministic)
 
 
 def load_model(
@@ -52,8 +53,7 @@ def load_model(
     Raises:
         CheckpointError: the model or its backbone does not exist.
     """
-    quieten()
-    loading.prepare_kernels(deterministic)
+    prepare_libraries(deterministic)
     folder = model_folder(path)
     if not divide or processes() == 1:
         options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization, "backbone": backbone}
@@ -96,7 +96,7 @@ def check(
     Only the configuration is read; --set backbone.dtype=bfloat16 and the like say how it would be used. Exits with code
     1 if the backbone is refused.
     """
-    quieten()
+    prepare_libraries()
     settings: dict[str, Any] = {"backbone": {"path": name}}
     for override in overrides or ():
         apply_override(settings, override)

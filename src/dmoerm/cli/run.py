@@ -14,7 +14,7 @@ from ..config import Config, changed, dump_config, load_config
 from ..errors import ConfigError
 from ..evaluation.results import Results, routing_notes
 from ..io.paths import model_folder, write_file
-from .models import quieten
+from .models import prepare_libraries
 from .options import Backbone, BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, lazily, note
 from .tables import print_comparison, print_results, print_scores, screen
 
@@ -101,7 +101,7 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Train and measure every method on the same held-out prompts. Run again, it resumes where it stopped."""
-    quieten()
+    prepare_libraries()
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(f"a comparison runs in one process, not {count}; start it without a launcher")
     settings = load_config(config, [*(overrides or ()), *rows.settings()])
@@ -140,7 +140,7 @@ def train_and_measure(config: Config, command: str, engine: str = "local") -> tu
 
 
 def _train(config: Config, engine: str = "local") -> training.Run:
-    quieten()
+    prepare_libraries()
     if engine == "local":
         return training.train(config)
     cluster.import_ray()  # first, so that a missing package is reported before the data is read
@@ -171,7 +171,7 @@ def eval_(
     batch_tokens: BatchTokens = None,
 ) -> None:
     """Measure a model on held-out prompts, or on labeled data of your own."""
-    quieten()
+    prepare_libraries()
     rm = models.DMoERM.from_pretrained(model_folder(model), backbone=backbone, check=training.is_main())
     training.check_sharding(rm.config.router_kind == "own")
     training.move_to_device(rm)

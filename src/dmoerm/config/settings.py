@@ -101,8 +101,7 @@ class BackboneConfig(_Settings):
     reward_head: bool = True
     """Start the general model with the head of a backbone that is a reward model with one label; false: a new head."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
-    float32."""
+    """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 where it is faster, else float32."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """`8bit`, `4bit`: hold the frozen linear layers in 8 or 4 bits (NF4) by bitsandbytes; needs `base: frozen` and the
     extra `quantization`. The checkpoint has decoded weights."""

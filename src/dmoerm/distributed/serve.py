@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, first_fault
 from ..io.paths import model_folder, model_name
 from ..model import DMoERM
-from ..model.loading import prepare_kernels
+from ..model.loading import prepare_process
 from ..serving import ServingConfig, create_app
 
 _EXIT_SECONDS = 15  # from the last answer to the end of a replica
@@ -65,7 +65,7 @@ class ReplicaSettings(BaseModel):
 
     def replica_app(self) -> FastAPI:
         """Create a replica's application."""
-        prepare_kernels(self.settings.deterministic)
+        prepare_process(self.settings.deterministic)
         key = self.settings.api_key or os.environ.get("DMOERM_API_KEY") or None
         settings = self.settings.model_copy(update={"api_key": key})
         load = partial(DMoERM.from_pretrained, dtype=self.dtype, backbone=self.backbone, device_map="auto")
