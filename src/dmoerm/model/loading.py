@@ -66,7 +66,7 @@ def prepare_process(deterministic: bool = False) -> None:
     products too.
 
     glibc returns the memory of each layer's states to the system, and the next layer gets it back page by page, which
-    takes up to a third of a pass in bfloat16. Here it keeps up to 512 MiB.
+    takes up to a fifth of a pass of 2,500 tokens. Here it keeps up to 512 MiB.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, "16")  # read at the first matrix product in bf16
