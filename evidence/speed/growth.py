@@ -79,9 +79,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def in_process(module: str, *arguments: str) -> Any:
-    """Return the JSON that a module prints in a process of its own."""
+    """Return the JSON that a module prints in its last line, in a process of its own."""
     command = [sys.executable, "-m", module, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 # --- an axis's points --------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@
 
 Both train all weights of the last 6 of SmolLM2's 30 layers and a head, with bfloat16 passes and float32 weights.
 dmoerm caches the states of the lower 24 layers, which TRL runs in every step, without gradients; its gradient
-checkpointing is off, which makes it faster. One optimizer step is timed both ways in turns, on one group of dialogue
-(six responses, 15 pairs) or four groups of rag_answer (two responses each); two epochs over the whole files are
-extrapolated from it, with the time to fill the cache. docs/data.md describes the data, which are in the folder
+checkpointing is off, which makes it faster. A step on one group of dialogue (six responses, 15 pairs), or five steps on
+four groups of rag_answer (two responses each), are timed both ways in turns; two epochs over the whole files are
+extrapolated from them, with the time to fill the cache. docs/data.md describes the data, which are in the folder
 DMOERM_DATA.
 """
 
@@ -44,17 +44,18 @@ from evidence.speed.scoring import seconds_of_layer
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
+STEPS = {"dialogue": 1, "rag_answer": 5}
 GROUPS, BRANCH_LAYER = 40, 24
 RATE, EPOCHS, RUNS = 3e-4, 2, 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """One task's run, the examples of a step, and examples that are not cached yet."""
+    """One task's run, the examples of the steps, and examples that are not cached yet."""
 
     run: Run
     task: str
-    step: Sequence[PreferenceExample]
+    train: Sequence[PreferenceExample]
     other: Sequence[PreferenceExample]
 
 
@@ -76,9 +77,9 @@ def main(arguments: Sequence[str]) -> None:
             work = prepared(task, Path(root))
             both, count = works(work, Path(root)), len(read_groups(str(folder / file)).groups)
             ours_s, peer_s = interleaved([both["ours"], both["trl"]], RUNS)
-            rows.append(row(f"finetune_{task}_step", "trl", ours_s, peer_s, RUNS))
+            rows.append(row(f"finetune_{task}_steps", "trl", ours_s, peer_s, RUNS))
             fill, shares[task] = fill_seconds(work)
-            steps = EPOCHS * count / BATCH[task]
+            steps = EPOCHS * count / BATCH[task] / STEPS[task]
             rows.append(row(f"finetune_{task}_file", "trl", count * fill + steps * ours_s, steps * peer_s, RUNS))
     memory = {
         f"{task}_{side}": in_process("evidence.speed.training", side, task)
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def prepared(task: str, folder: Path) -> Work:
-    """Prepare the run of a task, and fill the cache with the examples of a step."""
+    """Prepare the run of a task, and fill the cache with the examples of the steps."""
     config = load_config(
         None,
         [
@@ -105,26 +106,26 @@ def prepared(task: str, folder: Path) -> Work:
     )
     data = load_splits(config)
     run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
-    train = [example for example in run.examples(data.train) if example.pairs.get(None)]
-    step = train[: BATCH[task]]
-    run.cache.fill([example.encoded for example in step])
-    return Work(run, task, step, run.examples(data.test))
+    train = [example for example in run.examples(data.train) if example.pairs.get(None)][: STEPS[task] * BATCH[task]]
+    run.cache.fill([example.encoded for example in train])
+    return Work(run, task, train, run.examples(data.test))
 
 
 def works(work: Work, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return the same optimizer step both ways; ours from cached states, with an evaluation and a checkpoint."""
-    fresh = (folder / f"step{i}" for i in itertools.count())
-    validation = [max(work.step, key=lambda example: -example.encoded.tokens)]
-    texts = [([[*e.encoded.prompt, *ids] for ids in e.encoded.responses], e.pairs[None]) for e in work.step]
+    """Return the same optimizer steps both ways; ours from cached states, with an evaluation and a checkpoint."""
+    fresh = (folder / f"steps{i}" for i in itertools.count())
+    validation = [max(work.train, key=lambda example: -example.encoded.tokens)]
+    texts = [([[*e.encoded.prompt, *ids] for ids in e.encoded.responses], e.pairs[None]) for e in work.train]
     pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
-    settings = {"max_steps": 1, "per_device_train_batch_size": len(pairs), "learning_rate": RATE, "warmup_steps": 0}
-    trainer = trl_trainer(pairs, folder / "trl", None, torch.float32, **settings)
+    steps = STEPS[work.task]
+    settings = {"max_steps": steps, "per_device_train_batch_size": len(pairs) // steps, "learning_rate": RATE}
+    trainer = trl_trainer(pairs, folder / "trl", None, torch.float32, warmup_steps=0, **settings)
     for name, weight in trainer.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
         layer = name.partition("layers.")[2].partition(".")[0]
         weight.requires_grad_(not name.endswith("embed_tokens.weight") and (not layer or int(layer) >= BRANCH_LAYER))
 
     def ours() -> None:
-        phase1(Training(dataclasses.replace(work.run, folder=next(fresh)), work.step, validation), work.task)
+        phase1(Training(dataclasses.replace(work.run, folder=next(fresh)), work.train, validation), work.task)
 
     return {"ours": ours, "trl": trainer.train}
 
