@@ -305,6 +305,12 @@ CLAIMS = (
     Claim("… eighteen tasks (**below**, by more than a point with noise)", "compare_human_all", coin_flips, at_most(0)),
     Claim("… testbed (**below**, by up to a point with noise)", "compare_testbed", coin_flips, at_most(0)),
     Claim(
+        "… level with one model per task that learns from the same coin flips (`all_labels`): five tasks (5 seeds)",
+        "compare_coins",
+        over("all_labels"),
+        level,
+    ),
+    Claim(
         "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "
         "prompts, 5 seeds)",
         "compare_gpt4o",
