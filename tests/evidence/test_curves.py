@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.schema import Group, prompt_key
-from evidence import label_curve, time_to_accuracy
+from evidence import claims, label_curve, time_to_accuracy
 from evidence.label_curve import generated, summary, table
 
 
@@ -104,3 +105,19 @@ def test_the_table_names_the_best_point() -> None:
     full, frozen = time_to_accuracy.table(curves)
     assert (full["best accuracy, %"], full["seconds until then"], full["seconds in all"]) == ("62.0", "20", "40")
     assert frozen["models"] == "dmoerm"
+
+
+def test_the_claims_of_time_take_the_quickest_recipe_and_say_where_trl_ends_higher() -> None:
+    curves = {
+        "frozen": {"ours": [[10, 60.0]]},
+        "finetune": {"ours": [[40, 62.0]]},
+        "trl_lora": {"each": [[50, 55.0], [100, 59.0], [200, 58.0]]},
+        "trl_full": {"each": [[80, 61.0], [300, 64.0]]},
+    }
+
+    def values(figures: Callable[[Any], Mapping[str, claims.Figure]]) -> dict[str, float]:
+        return {name: figure.value for name, figure in figures({"curves": curves}).items()}
+
+    assert values(claims.times_of_trl) == {"trl_lora / frozen": 10}
+    assert values(claims.lead_of_trl) == {"trl_full": 2}
+    assert values(claims.until_recipe) == {"trl_full / frozen": 8, "trl_full / finetune": 7.5}
