@@ -34,6 +34,7 @@ from scipy.optimize import nnls
 
 from dmoerm.config import Config, load_config
 from dmoerm.model import DMoERM
+from dmoerm.model.loading import prepare_process
 from dmoerm.schema import Query
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training import train
@@ -64,6 +65,7 @@ class Axis(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """Measure one point, or all of them in processes of their own."""
+    prepare_process()
     if arguments:
         axis, value = arguments
         print(json.dumps(AXES[axis].measure(int(value))))

@@ -25,6 +25,7 @@ from torch import nn
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
+from dmoerm.model.loading import prepare_process
 from evidence.measure import Row, interleaved, row, write
 from evidence.speed.models import (
     adapters,
@@ -68,6 +69,7 @@ class Contest(NamedTuple):
 
 def main() -> None:
     """Measure all shapes, peers and precisions."""
+    prepare_process()
     contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
     rows: list[Row] = []
     shares: dict[str, float] = {}

@@ -28,6 +28,7 @@ import httpx2
 import numpy as np
 
 from dmoerm.model import DMoERM
+from dmoerm.model.loading import prepare_process
 from dmoerm.schema import Query
 from evidence.measure import interleaved, row, write
 from evidence.speed.growth import model_of, text
@@ -41,6 +42,7 @@ TRIES = 5
 
 def main() -> None:
     """Measure rate, latency, fairness and memory."""
+    prepare_process()
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     with tempfile.TemporaryDirectory() as folder:
         model_of(1, 5, "backbone={num_layers: 8, branch_layer: 6, dtype: float32}").save_pretrained(folder)

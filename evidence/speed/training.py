@@ -34,6 +34,7 @@ from dmoerm.config import load_config
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
 from dmoerm.model.backbone import bundled_backbone
+from dmoerm.model.loading import prepare_process
 from dmoerm.training.examples import PreferenceExample
 from dmoerm.training.phases import phase1
 from dmoerm.training.run import prepare
@@ -61,6 +62,7 @@ class Work:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure both tasks, or only the memory of one side: `ours TASK` or `trl TASK`."""
+    prepare_process()
     folder = Path(os.environ.get("DMOERM_DATA", "."))
     missing = [file for file in FILES.values() if not (folder / file).exists()]
     if missing:
