@@ -489,13 +489,13 @@ ANSWERS = (
         at_least(1),
     ),
     Claim(
-        "… TRL ends **higher**, in points (a standard error of such an accuracy is two)",
+        "… TRL ends **higher**, in points (a standard error of such an accuracy is about 1.6)",
         "time-to-accuracy-humour",
         lead_of_trl,
         at_most(1),
     ),
     Claim(
-        "… its seconds until it is as accurate as a recipe, over the recipe's; LoRA never was",
+        "… its seconds until it is as accurate as a recipe, over the recipe's, where it got there in two epochs",
         "time-to-accuracy-humour",
         until_recipe,
         at_least(5),

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
             point = in_process("evidence.speed.growth", name, str(value))
             curves.setdefault(name, []).append({"x": value, **point})
             print(name, curves[name][-1], flush=True)
-    fits = [fit(name, axis, curves[name]) for name, axis in AXES.items()]
+    fits = [fit(axis, curves[name]) for name, axis in AXES.items()]
     write("growth", "python -m evidence.speed.growth", [], tables={"Growth": fits}, curves=curves)
 
 
@@ -188,21 +188,23 @@ AXES = {
 # --- the fits ------------------------------------------------------------------------------------------------------
 
 
-def fit(name: str, axis: Axis, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def fit(axis: Axis, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Return the row of an axis: the constants of time and memory, and the largest relative error of each fit."""
     x = np.array([point["x"] for point in points], float)
     cells: dict[str, Any] = {"axis": axis.unit, "from, to": f"{x[0]:,.0f}, {x[-1]:,.0f}"}
-    for quantity, unit in {"seconds": "ms", "mib": "KiB"}.items():
+    for quantity, unit, thousand in (("seconds", "ms", 1000), ("mib", "KiB", 1024)):
         y = np.array([point[quantity] for point in points])
+        y = (
+            np.maximum(y, 1) if quantity == "mib" else y
+        )  # 0 has no relative error
         factors, largest = polynomial(x, y, axis.degree)
-        terms = [f"{1000 * f:.3g} {unit}" + ("", " · x", " · x²")[power] for power, f in enumerate(factors)]
+        terms = [f"{thousand * f:.3g} {unit}" + ("", " · x", " · x²")[power] for power, f in enumerate(factors)]
         cells |= {quantity: " + ".join(terms), f"{quantity}: largest error": f"{100 * largest:.0f} %"}
     return cells
 
 
 def polynomial(x: np.ndarray, y: np.ndarray, degree: int) -> tuple[np.ndarray, float]:
     """Return the non-negative factors, from power 0 on, with the least relative errors, and the largest such error."""
-    y = np.maximum(y, 1e-9)
     columns = np.stack([x**power for power in range(degree + 1)], 1) / y[:, None]
     factors, _ = nnls(columns / columns.max(0), np.ones(len(x)))
     factors /= columns.max(0)
