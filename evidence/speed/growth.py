@@ -194,9 +194,7 @@ def fit(axis: Axis, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     cells: dict[str, Any] = {"axis": axis.unit, "from, to": f"{x[0]:,.0f}, {x[-1]:,.0f}"}
     for quantity, unit, thousand in (("seconds", "ms", 1000), ("mib", "KiB", 1024)):
         y = np.array([point[quantity] for point in points])
-        y = (
-            np.maximum(y, 1) if quantity == "mib" else y
-        )  # 0 has no relative error
+        y = np.maximum(y, 1) if quantity == "mib" else y  # 0 has no relative error
         factors, largest = polynomial(x, y, axis.degree)
         terms = [f"{thousand * f:.3g} {unit}" + ("", " · x", " · x²")[power] for power, f in enumerate(factors)]
         cells |= {quantity: " + ".join(terms), f"{quantity}: largest error": f"{100 * largest:.0f} %"}
