@@ -8,11 +8,11 @@
 
 TRL trains on the overall pairs, in bfloat16 passes with float32 weights, 16 pairs a step, batches of equal lengths; a
 pair is its own example, as in its data format. Learning rate and warm-up are those with the lowest loss on a tenth of
-the training prompts after a quarter of the pairs (so early, accuracies differ by chance); the time for this choice is
-not counted. The clock stops while the held-out prompts are scored. Of several tasks, TRL trains one model for each
-(`each`) and one for all (`all`). dmoerm's seconds cover the whole training from an empty cache, with a general model of
-exact heads; it uses the capability labels too where there are any. One seed. Results that are stored in the output are
-not measured again.
+the training prompts after an epoch of a share of the others (so early, accuracies differ by chance); the time for this
+choice is not counted. The clock stops while the held-out prompts are scored. Of several tasks, TRL trains one model for
+each (`each`) and one for all (`all`). dmoerm's seconds cover the whole training from an empty cache, with a general
+model of exact heads; it uses the capability labels too where there are any. One seed. Results that are stored in the
+output are not measured again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
 
-RATES = {"trl_full": (3e-5, 1e-4, 3e-4), "trl_lora": (3e-4, 1e-3, 3e-3)}
+RATES = {"trl_full": (1e-5, 3e-5, 1e-4, 3e-4), "trl_lora": (1e-4, 3e-4, 1e-3, 3e-3)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
 POINTS = 6  # of a curve
-SHARE = 0.25  # of the training pairs, to choose rate and warm-up
 Curve = list[tuple[float, float, float]]
 """Seconds of training, accuracy in percent, loss."""
 Examples = Sequence[tuple[Group, Encoded]]
@@ -132,26 +131,33 @@ def trl(
     return clock.curve
 
 
-def chosen(kind: str, train: Examples, validation: Examples, layers: int | None, file: Path) -> dict[str, Any]:
+def chosen(
+    kind: str, train: Examples, validation: Examples, share: float, layers: int | None, file: Path
+) -> dict[str, Any]:
     """Return the learning rate and warm-up with the lowest loss on the validation prompts, and all tried ones.
 
-    The file keeps what was tried, so that a stopped run does not try it again.
+    Each is tried for an epoch of a share of the training groups. The file keeps what was tried, so that a stopped run
+    does not try it again.
     """
-    part = train[: max(round(SHARE * len(train)), 1)]
+    part = train[: max(round(share * len(train)), 1)]
     tried: list[list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
     def best() -> list[float]:
         return min(tried, key=lambda row: row[-1])
 
-    for rate, warmup in [*((rate, WARMUPS[0]) for rate in RATES[kind]), (None, WARMUPS[1])][len(tried) :]:
+    for rate, warmup in [*((rate, WARMUPS[0]) for rate in RATES[kind]), (None, WARMUPS[1])]:
         settings = rate or best()[0], warmup
+        if list(settings) in [row[:2] for row in tried]:
+            continue
         tried.append([*settings, *trl(kind, part, validation, *settings, 1, 1, layers)[-1][1:]])
         write_file(file, json.dumps(tried))
         Console(stderr=True).print(f"{kind} {tried[-1]}", markup=False)
     return {"rate": best()[0], "warmup": best()[1], "tried": tried}
 
 
-def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | None, folder: Path) -> dict[str, Any]:
+def peer(
+    kind: str, data: Data, encoder: Encoder, epochs: float, share: float, layers: int | None, folder: Path
+) -> dict[str, Any]:
     """Return TRL's curves: of one model for each task, whose seconds add up, and of one model for all tasks."""
 
     def examples(groups: Sequence[Group]) -> Examples:
@@ -168,7 +174,8 @@ def peer(kind: str, data: Data, encoder: Encoder, epochs: float, layers: int | N
                 examples([g for g, h in zip(groups, held, strict=True) if h == w]) for w in (False, True)
             )
             test = examples([group for group in data.test if group.task in names and group.pairs()])
-            best = chosen(kind, train, validation, layers, folder / f"{kind}-{'+'.join(names)}-tried.json")
+            file = folder / f"{kind}-{'+'.join(names)}-tried.json"
+            best = chosen(kind, train, validation, share, layers, file)
             curves.append(trl(kind, train, test, best["rate"], best["warmup"], epochs, POINTS, layers))
             result.setdefault("settings", {})["+".join(names)] = best
         if curves:
@@ -199,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=1000, help="groups of each task")
     parser.add_argument("--test", type=int, default=150, help="prompts of each task to test on, at most")
     parser.add_argument("--epochs", type=float, default=1, help="of TRL")
+    parser.add_argument("--share", type=float, default=0.25, help="of TRL's training groups, to choose its rate")
     parser.add_argument("--peer-layers", type=int, help="of TRL's backbone; without: all, as it is used")
     parser.add_argument(
         "--layers", nargs=2, type=int, default=[20, 16], help="of ours: of the backbone, and of the trunk"
@@ -221,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 data = generated(options.task, options.size, options.test, 0)
             if recipe in RATES:
                 encoder = Encoder(AutoTokenizer.from_pretrained(str(bundled_backbone())), config.encoding)
-                found = peer(recipe, data, encoder, options.epochs, options.peer_layers, folder)
+                found = peer(recipe, data, encoder, options.epochs, options.share, options.peer_layers, folder)
             else:
                 point = measure(recipe, config, data, "clean", folder / "run")
                 share = [sum(c["right"]["dmoerm"]) / sum(c["pairs"]) for c in point["counts"].values()]
