@@ -9,18 +9,23 @@
     lora      the five LoRA experts and phase 1, with a linear aggregator: six passes over them
     head      five heads on the branch of phase 1: one pass (the recipe `finetune`)
     frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
+
+A table takes the time of `frozen` at the first shape apart, by the kernels of PyTorch's profiler.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model import DMoERM
@@ -46,6 +51,12 @@ KINDS = {
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
     "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2={fit: exact}"),
     "frozen": ("extends=frozen", "phase2={fit: exact}", "phase3={fit: exact}"),
+}
+KERNELS = {
+    "matrix products of linear layers": ("mm", "addmm", "mkldnn_linear"),
+    "attention": ("bmm", "baddbmm", "_softmax", "_scaled_dot_product_flash_attention_for_cpu"),
+    "copies and gathering": ("copy_", "cat", "index", "index_select", "index_put_", "stack", "embedding"),
+    "norms, rotary embedding, activation, residuals": ("mul", "add", "add_", "silu", "pow", "mean", "rsqrt", "neg"),
 }
 FROZEN_SHARE = 2 / 3  # of the backbone's layers that the recipe `frozen` runs
 
@@ -77,7 +88,10 @@ def main() -> None:
         shape_rows, share = measure_shape(each, shape)
         rows += shape_rows
         shares[shape_rows[0]["work"].removesuffix("_experts")] = share
-    write("scoring", "python -m evidence.speed.scoring", rows, share_of_machine=shares)
+    profiles = {each.short: profiled(each.kinds["frozen"], drawn(*SHAPES[0])) for each in contests}
+    parts = [{"part": part, **{k: f"{times[part]:.0%}" for k, times in profiles.items()}} for part in profiles["fp32"]]
+    tables = {"Where the time of a pass goes (`frozen`, P128 N4 R128)": parts}
+    write("scoring", "python -m evidence.speed.scoring", rows, tables=tables, share_of_machine=shares)
 
 
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
@@ -130,6 +144,20 @@ def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(100, 40_000, (n,), generator=generator).tolist()  # noqa: E731
     return Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
+
+
+def profiled(model: DMoERM, query: Encoded) -> Mapping[str, float]:
+    """Return the share of the scoring time in each kind of kernel; the rest is Python, dispatch and small kernels."""
+    score(model, [query])
+    times, started = Counter(dict.fromkeys(KERNELS, 0.0)), time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as measured:
+        for _ in range(RUNS):
+            score(model, [query])
+        seconds = time.perf_counter() - started
+    for event in measured.key_averages():
+        for part, names in KERNELS.items():
+            times[part] += event.self_cpu_time_total / 1e6 / seconds * (event.key.removeprefix("aten::") in names)
+    return {**times, "Python, dispatch and small kernels": 1 - sum(times.values())}
 
 
 def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
