@@ -318,7 +318,13 @@ CLAIMS = (
         compare_final2="… six tasks, the second final set",
     ),
     Claim("… testbed", "compare_testbed", over("all_labels", "clean", "equal"), level),
-    Claim("Above `all_labels`: testbed with noise", "compare_testbed", over("all_labels", "noisy"), above),
+    Claim(
+        "Above `all_labels`: testbed with noise (Gemma: level)",
+        "compare_testbed",
+        over("all_labels", "noisy"),
+        above,
+        second=level,
+    ),
     Claim(
         "With a tenth of the overall labels and all capability labels, above one model per task (`per_task`): five "
         "tasks (609 prompts, 3 seeds)",

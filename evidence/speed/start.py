@@ -20,7 +20,7 @@ from typing import Any
 from evidence.measure import interleaved, row, write
 from evidence.speed.serving import server
 
-RUNS = 5
+RUNS = 3
 PROMPT, RESPONSES = "What is 3/4 of 20?", ["15.", "It is 10."]
 IMPORTED = "import dmoerm; dmoerm.DMoERM"
 LOADED = "rm = dmoerm.DMoERM.from_pretrained('human')"
