@@ -45,7 +45,7 @@ from evidence.speed.models import (
 )
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
-K, BRANCH_LAYER, RUNS = 5, 24, 3
+K, BRANCH_LAYER, RUNS = 5, 24, 5
 KINDS = {
     "experts": ("phase3.inputs=embeddings",),
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
@@ -123,14 +123,15 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
         "one_by_one": functools.partial(one_by_one, each.peft, texts),
     }
-    if shape[0] > 128:  # saves minutes; the first shape has these figures
+    if shape != SHAPES[0]:  # saves minutes
         peers = {"plain": peers["plain"]}
+    runs = RUNS if shape[0] <= 128 else 3
     works: dict[str, Callable[[], object]] = {
         kind: functools.partial(score, model, [query]) for kind, model in each.kinds.items()
     }
-    seconds = dict(zip([*works, *peers], interleaved([*works.values(), *peers.values()], RUNS), strict=True))
+    seconds = dict(zip([*works, *peers], interleaved([*works.values(), *peers.values()], runs), strict=True))
     rows = [
-        row(f"{work}_{label}", peer, seconds[label], seconds[peer], RUNS)
+        row(f"{work}_{label}", peer, seconds[label], seconds[peer], runs)
         for label in works
         for peer in (peers if label == "experts" else ["plain"])
     ]
