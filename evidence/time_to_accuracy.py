@@ -48,7 +48,7 @@ from evidence.measure import table as screen_table
 from evidence.measure import write
 from evidence.speed.training import trl_trainer
 
-RATES = {"trl_full": (1e-5, 3e-5, 1e-4, 3e-4), "trl_lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
+RATES = {"trl_full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), "trl_lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 WARMUPS = (0.1, 0.0)  # shares of the steps; the second one is tried with the best rate
 PAIRS = 16  # of a step
 LORA = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"])
