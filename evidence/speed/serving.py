@@ -4,7 +4,7 @@
 The model is of the recipe `frozen` in float32, on 8 of SmolLM2's layers, so that the server's own work counts. Clients,
 server and offline scoring share the cores.
 
-    python -m evidence.speed.serving [MINUTES of full load for the memory, 1]
+    python -m evidence.speed.serving [MINUTES of full load for the memory, 0.5]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dmoerm.schema import Query
 from evidence.measure import interleaved, row, write
 from evidence.speed.growth import model_of, text
 
-CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 5, 200
+CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 3, 200
 WAITING = 8  # clients with a large request each, behind which a small one waits
 LARGE = Query(prompt=text(200), responses=tuple(text(150, i) for i in range(32)), task="task0")
 SMALL = Query(prompt=text(16), responses=(text(16),), task="task0")
@@ -43,7 +43,7 @@ TRIES = 5
 def main() -> None:
     """Measure rate, latency, fairness and memory."""
     prepare_process()
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
     with tempfile.TemporaryDirectory() as folder:
         model_of(1, 5, "backbone={num_layers: 8, branch_layer: 6, dtype: float32}").save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
