@@ -50,13 +50,7 @@ def main() -> None:
     """Measure all processes in turns, then the server."""
     command = [str(Path(sys.executable).with_name("dmoerm")), "--help"]
     works = [partial(run, [sys.executable, "-c", code]) for code in (*STEPS.values(), PLAIN)]
-    *ours, plain, help_s = interleaved(
-        [
-            *works,
-            partial(run, command),
-        ],
-        RUNS,
-    )
+    *ours, plain, help_s = interleaved([*works, partial(run, command)], RUNS)
     parts = [ours[0], *(after - before for before, after in pairwise(ours))]
     table = [{"part": name, "seconds": f"{seconds:.2f}"} for name, seconds in zip(STEPS, parts, strict=True)]
     more: dict[str, Any] = {"help_s": round(help_s, 2), "serve_to_ready_s": round(ready(), 2)}
