@@ -518,6 +518,7 @@ ANSWERS = (
         times_of_trl,
         at_least(1),
     ),
+    Claim("… 3,000 pairs", "time-to-accuracy-testbed-3000", times_of_trl, at_least(1)),
     Claim(
         "**Best of n**: gold of the best of 2,048 samples, minus one model for all tasks (testbed, 40 prompts, 3 "
         "seeds)",
