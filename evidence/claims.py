@@ -433,8 +433,9 @@ CLAIMS = (
         level,
     ),
     Claim(
-        "Scoring by the recipe `frozen` takes less than half of the time of one plain reward model (ratio; four "
-        "responses of 128 tokens; it runs 20 of the backbone's 30 layers, and the prompt once)",
+        "Scoring by the recipe `frozen` takes less than half of the time of one plain reward model (ratio; an AMD "
+        "processor, [not each time on another](performance.md#scoring); four responses of 128 tokens; it runs 20 of "
+        "the backbone's 30 layers, and the prompt once)",
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
         at_most(0.5),
