@@ -40,7 +40,7 @@ from dmoerm.training import train
 from dmoerm.training.run import build_model
 from evidence.measure import write
 
-RUNS = 3
+RUNS = 2
 REQUESTS = 64  # of the axis `tasks`, spread over the tasks
 TWO_LAYERS = ("backbone.num_layers=2", "backbone.branch_layer=1")
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
@@ -176,10 +176,10 @@ def rows(count: int) -> Figures:
 LORA = ("phase2.fit=trained", "phase2.lora={rank: 16, alpha: 16}", "backbone={num_layers: 30, branch_layer: 24}")
 AXES = {
     "responses": Axis("responses", (10, 1_000, 10_000, 100_000), 1, responses),
-    "prompt": Axis("tokens of the prompt", (64, 512, 2_048, 4_096, 8_192), 2, prompt),
+    "prompt": Axis("tokens of the prompt", (64, 1_024, 3_072, 6_000), 2, prompt),
     "tasks": Axis("tasks of 64 requests", (1, 8, 64), 1, tasks),
-    "capabilities": Axis("capabilities, heads", (1, 4, 16, 32), 1, capabilities),
-    "experts": Axis("capabilities, LoRA experts", (1, 4, 16, 32), 1, lambda count: capabilities(count, *LORA)),
+    "capabilities": Axis("capabilities, heads", (1, 8, 32), 1, capabilities),
+    "experts": Axis("capabilities, LoRA experts", (1, 8, 32), 1, lambda count: capabilities(count, *LORA)),
     "rows": Axis("rows of a training", (1_000, 5_000, 20_000), 1, rows),
 }
 

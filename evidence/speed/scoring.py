@@ -19,7 +19,7 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +45,7 @@ from evidence.speed.models import (
 )
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
-K, BRANCH_LAYER, RUNS = 5, 24, 4
+K, BRANCH_LAYER, RUNS = 5, 24, 3
 KINDS = {
     "experts": ("phase3.inputs=embeddings",),
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
@@ -90,8 +90,24 @@ def main() -> None:
         shares[shape_rows[0]["work"].removesuffix("_experts")] = share
     profiles = {each.short: profiled(each.kinds["frozen"], drawn(*SHAPES[0])) for each in contests}
     parts = [{"part": part, **{k: f"{times[part]:.0%}" for k, times in profiles.items()}} for part in profiles["fp32"]]
-    tables = {"Where the time of a pass goes (`frozen`, P128 N4 R128)": parts}
+    tables = {
+        "Time relative to one plain reward model, float32 / bfloat16 (below 1: faster)": relative(rows),
+        "Where the time of a pass goes (`frozen`, P128 N4 R128)": parts,
+    }
     write("scoring", "python -m evidence.speed.scoring", rows, tables=tables, share_of_machine=shares)
+
+
+def relative(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return the time of each of ours as a share of one plain reward model's, a row for each shape."""
+    ratios = {r["work"]: f"{r['ours_s'] / r['peer_s']:.2f}" for r in rows if r["peer"] == "plain"}
+    return [
+        {"prompt / responses / tokens of each": " / ".join(map(str, (prompt, responses, tokens)))}
+        | {
+            kind: " / ".join(ratios[f"p{prompt}_n{responses}_r{tokens}_{dtype}_{kind}"] for dtype in ("fp32", "bf16"))
+            for kind in reversed(KINDS)
+        }
+        for prompt, responses, tokens in SHAPES
+    ]
 
 
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
@@ -123,9 +139,9 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
         "one_by_one": functools.partial(one_by_one, each.peft, texts),
     }
-    if shape != SHAPES[0]:  # saves minutes
+    if shape != SHAPES[0] or each.dtype != torch.float32:  # saves minutes
         peers = {"plain": peers["plain"]}
-    runs = RUNS if shape[0] <= 128 else 2
+    runs = RUNS if shape[0] <= 128 else 1
     works: dict[str, Callable[[], object]] = {
         kind: functools.partial(score, model, [query]) for kind, model in each.kinds.items()
     }

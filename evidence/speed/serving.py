@@ -33,11 +33,11 @@ from dmoerm.schema import Query
 from evidence.measure import interleaved, row, write
 from evidence.speed.growth import model_of, text
 
-CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 3, 200
+CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 2, 200
 WAITING = 8  # clients with a large request each, behind which a small one waits
 LARGE = Query(prompt=text(200), responses=tuple(text(150, i) for i in range(32)), task="task0")
 SMALL = Query(prompt=text(16), responses=(text(16),), task="task0")
-TRIES = 5
+TRIES = 3
 
 
 def main() -> None:

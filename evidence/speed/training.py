@@ -47,7 +47,7 @@ FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
 STEPS = {"dialogue": 1, "rag_answer": 5}
 GROUPS, BRANCH_LAYER = 40, 24
-RATE, EPOCHS, RUNS = 3e-4, 2, 2
+RATE, EPOCHS, RUNS = 3e-4, 2, 1
 
 
 @dataclass(frozen=True)
