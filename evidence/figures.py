@@ -206,6 +206,8 @@ def growth(files: Files) -> Figure:
         for each in (axes, memory):
             each.set_xscale("log")
             each.set_yscale("log")
+            low, high = each.get_ylim()
+            each.set_ylim(min(low, high / 100), high * 3)  # a level curve shall look level
         axes.set_xlabel(title)
         axes.grid()
         if axes is panels[0]:
