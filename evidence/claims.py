@@ -441,7 +441,7 @@ CLAIMS = (
         at_most(0.5),
     ),
     Claim(
-        "… by the recipe `finetune`, on all 30 layers",
+        "Scoring by the recipe `finetune`, on all 30 layers: less time than one plain reward model (ratio)",
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_head", "p128_n4_r128_bf16_head"),
         at_most(0.85),
@@ -508,7 +508,7 @@ ANSWERS = (
         at_most(1),
     ),
     Claim(
-        "… its seconds until it is as accurate as a recipe, over the recipe's, where it got there in two epochs",
+        "… its seconds at the first of six evaluations at which it is as accurate as a recipe, over the recipe's",
         "time-to-accuracy-humour",
         until_recipe,
         at_least(5),

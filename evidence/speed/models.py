@@ -1,6 +1,5 @@
 """Build DMoERM and its peers on one backbone, with the same weights, the same LoRA experts and untrained heads.
 
-one_by_one   one adapter and one response at a time, as the paper's release scores
 peft_loop    PEFT `set_adapter` in a loop, the responses batched
 peft_mixed   one PEFT mixed-adapter batch (`adapter_names`)
 plain        one plain reward model (`AutoModelForSequenceClassification`), batched
@@ -22,13 +21,12 @@ from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.checkpoint import task_backbone
 from dmoerm.model.experts import lora_layers
-from dmoerm.model.packing import pack_ids, pad
-from dmoerm.model.router import Choice
+from dmoerm.model.packing import chunks, pad
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model
 
 TASK = "task"
-BUDGET = 8192  # tokens of a pass
+BUDGET = 8192  # tokens of a pass of the peers
 
 
 def ours(backbone: str, dtype: str, k: int, branch_layer: int, *settings: str, device: str = "cpu") -> DMoERM:
@@ -59,18 +57,10 @@ def ours(backbone: str, dtype: str, k: int, branch_layer: int, *settings: str, d
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def score(model: DMoERM, queries: Sequence[Encoded]) -> list[float]:
-    """Return the rewards of all responses, in order of the queries."""
-    rewards_by_query: dict[int, list[float]] = {}
-    with torch.inference_mode():
-        for rows in model.passes(queries, BUDGET):
-            ids = pack_ids([queries[i] for i in rows]).to(model.device)
-            hidden = model.hidden(ids)
-            model.route(ids, hidden)
-            rewards = [answer["reward"] for answer in model.rewards(hidden, [Choice.of(TASK)] * len(rows))]
-            for q, owner in enumerate(ids.packing.owner):
-                rewards_by_query.setdefault(rows[owner], []).append(rewards[q])
-    return [reward for i in range(len(queries)) for reward in rewards_by_query[i]]
+def score(model: DMoERM, query: Encoded) -> list[float]:
+    """Return the rewards of all responses by the passes that `score_queries` runs."""
+    parts = [part for _, part in chunks(query, model.pass_tokens())]
+    return [score.reward for part in parts for score in model.score_encoded([part], [TASK])[0]]
 
 
 def adapters(model: DMoERM, dtype: torch.dtype) -> PeftModel:
@@ -129,11 +119,6 @@ def peft_loop(model: PeftModel, rows: Sequence[Tensor]) -> list[Tensor]:
         for ids, mask in padded_batches(rows):
             embeddings.append(last_tokens(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
     return embeddings
-
-
-def one_by_one(model: PeftModel, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Run one adapter and one response at a time."""
-    return [state for row in rows for state in peft_loop(model, [row])]
 
 
 @torch.inference_mode()

@@ -34,7 +34,6 @@ from dmoerm.model.loading import prepare_process
 from evidence.measure import Row, interleaved, row, write
 from evidence.speed.models import (
     adapters,
-    one_by_one,
     ours,
     peft_loop,
     peft_mixed,
@@ -92,7 +91,7 @@ def main() -> None:
     parts = [{"part": part, **{k: f"{times[part]:.0%}" for k, times in profiles.items()}} for part in profiles["fp32"]]
     tables = {
         "Time relative to one plain reward model, float32 / bfloat16 (below 1: faster)": relative(rows),
-        "Where the time of a pass goes (`frozen`, P128 N4 R128)": parts,
+        "Where the time of a pass goes (`frozen`, 128 / 4 / 128)": parts,
     }
     write("scoring", "python -m evidence.speed.scoring", rows, tables=tables, share_of_machine=shares)
 
@@ -137,13 +136,12 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
         "plain": functools.partial(plainly, each.plain, texts),
         "peft_loop": functools.partial(peft_loop, each.peft, texts),
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
-        "one_by_one": functools.partial(one_by_one, each.peft, texts),
     }
-    if shape != SHAPES[0] or each.dtype != torch.float32:  # saves minutes
+    if shape != SHAPES[0]:  # saves minutes
         peers = {"plain": peers["plain"]}
     runs = RUNS if shape[0] <= 128 else 1
     works: dict[str, Callable[[], object]] = {
-        kind: functools.partial(score, model, [query]) for kind, model in each.kinds.items()
+        kind: functools.partial(score, model, query) for kind, model in each.kinds.items()
     }
     seconds = dict(zip([*works, *peers], interleaved([*works.values(), *peers.values()], runs), strict=True))
     rows = [
@@ -165,11 +163,11 @@ def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
 
 def profiled(model: DMoERM, query: Encoded) -> Mapping[str, float]:
     """Return the share of the scoring time in each kind of kernel; the rest is Python, dispatch and small kernels."""
-    score(model, [query])
+    score(model, query)
     times, started = Counter(dict.fromkeys(KERNELS, 0.0)), time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as measured:
         for _ in range(RUNS):
-            score(model, [query])
+            score(model, query)
         seconds = time.perf_counter() - started
     for event in measured.key_averages():
         for part, names in KERNELS.items():

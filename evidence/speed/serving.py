@@ -1,10 +1,10 @@
-"""Measure the server under load: rate against offline scoring of the same texts, latency, fairness and memory.
+"""Measure the server under load: rate against offline scoring of the same texts, latency and fairness.
 
 64 clients on loopback send requests of mixed sizes: one to eight responses of 8 to 200 words to a prompt of 8 to 300.
 The model is of the recipe `frozen` in float32, on 8 of SmolLM2's layers, so that the server's own work counts. Clients,
 server and offline scoring share the cores.
 
-    python -m evidence.speed.serving [MINUTES of full load for the memory, 0.5]
+    python -m evidence.speed.serving          prints the rows and writes results/serving.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import random
 import socket
 import subprocess
@@ -22,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx2
@@ -33,7 +33,7 @@ from dmoerm.schema import Query
 from evidence.measure import interleaved, row, write
 from evidence.speed.growth import model_of, text
 
-CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 2, 200
+CLIENTS, REQUESTS, ROUNDS, LATENCIES = 64, 128, 2, 150
 WAITING = 8  # clients with a large request each, behind which a small one waits
 LARGE = Query(prompt=text(200), responses=tuple(text(150, i) for i in range(32)), task="task0")
 SMALL = Query(prompt=text(16), responses=(text(16),), task="task0")
@@ -41,15 +41,14 @@ TRIES = 3
 
 
 def main() -> None:
-    """Measure rate, latency, fairness and memory."""
+    """Measure rate, latency and fairness."""
     prepare_process()
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
     with tempfile.TemporaryDirectory() as folder:
         model_of(1, 5, "backbone={num_layers: 8, branch_layer: 6, dtype: float32}").save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
-        with server(folder) as (url, process):
-            figures = measure(model, mixed(REQUESTS), url, process.pid, minutes)
-    write("serving", f"python -m evidence.speed.serving {minutes:g}", **figures)
+        with server(folder) as url:
+            figures = measure(model, mixed(REQUESTS), url)
+    write("serving", "python -m evidence.speed.serving", **figures)
 
 
 def mixed(count: int) -> list[Query]:
@@ -68,8 +67,8 @@ def mixed(count: int) -> list[Query]:
 
 
 @contextlib.contextmanager
-def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `dmoerm serve` on this folder and a free port; yield its URL and process once it is ready."""
+def server(folder: str) -> Iterator[str]:
+    """Run `dmoerm serve` on this folder and a free port; yield its URL once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,14 +82,14 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 if httpx2.get(f"{url}/ready").status_code == 200:
                     break
             time.sleep(0.05)
-        yield url, process
+        yield url
     finally:
         process.terminate()
         process.wait()
 
 
-def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
-    """Measure the rates in turns, then latency at half of that load, then fairness, then memory under full load."""
+def measure(model: DMoERM, queries: Sequence[Query], url: str) -> dict[str, Any]:
+    """Measure the rates in turns, then latency at half of that load, then fairness."""
     rewards: dict[str, list[list[float]]] = {}
 
     def online() -> None:
@@ -114,8 +113,7 @@ def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes
         "tokens_a_request": round(tokens / len(queries)),
         "largest_difference": float(f"{difference:.1e}"),
         "latency_s": latency,
-        "a_small_request_behind_eight_large_s": quantiles(waits) | {"highest": round(max(waits), 3)},
-        "memory_mib": hold(url, queries, pid, minutes),
+        "a_small_request_behind_eight_large_s": {"median": round(median(waits), 3), "highest": round(max(waits), 3)},
     }
 
 
@@ -166,19 +164,6 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     """Return the median, the 99th percentile and their ratio."""
     median, p99 = np.quantile(seconds, [0.5, 0.99])
     return {"median": round(float(median), 3), "p99": round(float(p99), 3), "ratio": round(float(p99 / median), 2)}
-
-
-def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:
-    """Return the server's resident memory in MiB after a tenth of the time and at its end, and the growth."""
-    started, sizes = time.perf_counter(), list[tuple[float, float]]()
-    while (passed := (time.perf_counter() - started) / 60) < minutes:
-        asyncio.run(closed_loop(url, queries))
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        sizes.append((passed, round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)))
-    if not sizes:
-        return {}
-    first, last = next((size for passed, size in sizes if passed >= minutes / 10), sizes[-1][1]), sizes[-1][1]
-    return {"after_a_tenth": first, "at_the_end": last, "growth": round(last / first - 1, 4)}
 
 
 async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[list[float], float]:

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dmoerm.model.backbone import bundled_backbone
 from evidence.measure import interleaved, row, write
 from evidence.speed.serving import server
 
@@ -35,8 +36,7 @@ STEPS = {
 PLAIN = f"""
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from dmoerm.model.backbone import bundled_backbone
-path = str(bundled_backbone())
+path = {str(bundled_backbone())!r}
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16).eval()
 tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
