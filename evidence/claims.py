@@ -256,7 +256,7 @@ CLAIMS = (
         above,
     ),
     Claim(
-        "… than fine-tuned ensembles, WARM and UMM-RM: testbed, noisy labels (70 prompts, one seed)",
+        "… than fine-tuned ensembles, WARM and UMM-RM: testbed, two layers, noisy labels (450 prompts, one seed)",
         "compare_testbed_finetune",
         over_each("noisy", "ensemble_wco", "bagged_wco", "warm", "umm_rm"),
         above,
