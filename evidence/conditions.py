@@ -54,6 +54,17 @@ def experiment_config(name: str, overrides: Sequence[str], output: Path | None) 
     return changed(settings, {"output": str(output or f"{settings.output}-compare")})
 
 
+def separated(config: Config, changes: Changes) -> tuple[Config, dict[str, Any]]:
+    """Return the changed settings, and the changes of the data; raise `ConfigError` if a change is not possible."""
+    if unknown := [name for name in changes if "." not in name and name not in DATA]:
+        raise ConfigError(f"unknown change {unknown[0]!r}; use a setting, named a.b, or one of {', '.join(DATA)}")
+    of_data = {name: changes[name] for name in DATA if changes.get(name, _NEUTRAL[name]) != _NEUTRAL[name]}
+    config = changed(config, {name: value for name, value in changes.items() if name not in DATA})
+    if config.data.capability_labels and set(of_data) - {"overall_fraction", "flip_scores"}:
+        raise ConfigError("with data.capability_labels, the only changes are overall_fraction and flip_scores")
+    return config, of_data
+
+
 def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96, data: Data | None = None) -> Config:
     """Return the settings of a run under a condition; write its data to `folder` if they are not the settings' files.
 
@@ -61,14 +72,9 @@ def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96, 
         prompts: testbed prompts of each task, which are the data without `data.files`.
         data: replaces the data of the settings.
     """
-    if unknown := [name for name in changes if "." not in name and name not in DATA]:
-        raise ConfigError(f"unknown change {unknown[0]!r}; use a setting, named a.b, or one of {', '.join(DATA)}")
-    data_changes = {name: changes[name] for name in DATA if changes.get(name, _NEUTRAL[name]) != _NEUTRAL[name]}
-    config = changed(config, {name: value for name, value in changes.items() if name not in DATA})
+    config, data_changes = separated(config, changes)
     if config.data.files and not data_changes and data is None:
         return config
-    if config.data.capability_labels and set(data_changes) - {"overall_fraction", "flip_scores"}:
-        raise ConfigError("with data.capability_labels, the only changes are overall_fraction and flip_scores")
     data = data or run_data(config, prompts)
     for name, value in data_changes.items():
         data = DATA[name](data, value, config.seed)

@@ -52,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.5, 2.0, 4.0, 8.0], help="of the judge, in logits")
     parser.add_argument("--pairs", type=int, default=500, help="pairs that the judge is asked about")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help="change settings")
     parser.add_argument("--name", help="store the results as results/NAME.json")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        config = load_config("demo", [f"output={root / 'run'}"])
+        config = load_config("demo", [f"output={root / 'run'}", *options.set])
         groups = load_splits(config).train
         people = expert_accuracy(config, root / "people", {})
         rows = [at_noise(noise, options.pairs, config, groups, root) for noise in options.noise]

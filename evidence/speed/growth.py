@@ -1,7 +1,6 @@
 """Measure how time and memory grow: with responses, length of the prompt, tasks, capabilities and rows.
 
-    python -m evidence.speed.growth             every axis; prints the fits and writes results/growth.json
-    python -m evidence.speed.growth tasks 64    one point, in this process
+    python -m evidence.speed.growth          prints the fits and writes results/growth.json
 
 Every point is a process of its own; its memory is the highest resident size during the work less the size with the
 model loaded. Scoring is the recipe `frozen` on SmolLM2-135M; `responses` and `rows` use two of its layers, since the
@@ -16,17 +15,16 @@ attention is quadratic, a + b · x + c · x². `tasks` has the same requests and
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.optimize import nnls
@@ -45,6 +43,7 @@ REQUESTS = 64  # of the axis `tasks`, spread over the tasks
 TWO_LAYERS = ("backbone.num_layers=2", "backbone.branch_layer=1")
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
 Figures = dict[str, float]
+Result = TypeVar("Result")
 
 
 class Axis(NamedTuple):
@@ -62,27 +61,29 @@ class Axis(NamedTuple):
     measure: Callable[[int], Figures]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure one point, or all of them in processes of their own."""
-    prepare_process()
-    if arguments:
-        axis, value = arguments
-        print(json.dumps(AXES[axis].measure(int(value))))
-        return
+def main() -> None:
+    """Measure all points, each in a process of its own."""
     curves: dict[str, list[Figures]] = {}
     for name, axis in AXES.items():
         for value in axis.values:
-            point = in_process("evidence.speed.growth", name, str(value))
-            curves.setdefault(name, []).append({"x": value, **point})
+            curves.setdefault(name, []).append({"x": value, **in_process(point, name, value)})
             print(name, curves[name][-1], flush=True)
     fits = [fit(axis, curves[name]) for name, axis in AXES.items()]
     write("growth", "python -m evidence.speed.growth", [], tables={"Growth": fits}, curves=curves)
 
 
-def in_process(module: str, *arguments: str) -> Any:
-    """Return the JSON that a module prints in its last line, in a process of its own."""
-    command = [sys.executable, "-m", module, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def in_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return the function's result from a process of its own, a fork of one that has the imports and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["evidence.speed.training"])
+    with ProcessPoolExecutor(1, context) as process:
+        return process.submit(function, *arguments).result()
+
+
+def point(axis: str, value: int) -> Figures:
+    """Return the figures of one point."""
+    prepare_process()
+    return AXES[axis].measure(value)
 
 
 # --- an axis's points --------------------------------------------------------------------------------------------
@@ -209,4 +210,4 @@ def polynomial(x: np.ndarray, y: np.ndarray, degree: int) -> tuple[np.ndarray, f
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

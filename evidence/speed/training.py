@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -60,18 +59,13 @@ class Work:
     other: Sequence[PreferenceExample]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure both tasks, or only the memory of one side: `ours TASK` or `trl TASK`."""
+def main() -> None:
+    """Measure both tasks."""
     prepare_process()
     folder = Path(os.environ.get("DMOERM_DATA", "."))
     missing = [file for file in FILES.values() if not (folder / file).exists()]
     if missing:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
-        return
-    if arguments:
-        side, task = arguments
-        with tempfile.TemporaryDirectory() as root:
-            print(timed(works(prepared(task, Path(root)), Path(root))[side], 1)["mib"])
         return
     rows, shares = list[Row](), dict[str, float]()
     for task, file in FILES.items():
@@ -83,12 +77,15 @@ def main(arguments: Sequence[str]) -> None:
             fill, shares[task] = fill_seconds(work)
             steps = EPOCHS * count / BATCH[task] / STEPS[task]
             rows.append(row(f"finetune_{task}_file", "trl", count * fill + steps * ours_s, steps * peer_s, RUNS))
-    memory = {
-        f"{task}_{side}": in_process("evidence.speed.training", side, task)
-        for task in FILES
-        for side in ("ours", "trl")
-    }
+    memory = {f"{task}_{side}": in_process(step_memory, task, side) for task in FILES for side in ("ours", "trl")}
     write("training", "python -m evidence.speed.training", rows, trunk_share_of_machine=shares, step_memory_mib=memory)
+
+
+def step_memory(task: str, side: str) -> float:
+    """Return the peak memory of one side's steps in MiB."""
+    prepare_process()
+    with tempfile.TemporaryDirectory() as root:
+        return timed(works(prepared(task, Path(root)), Path(root))[side], 1)["mib"]
 
 
 def prepared(task: str, folder: Path) -> Work:
@@ -198,4 +195,4 @@ def trl_trainer(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm.config import changed
 from evidence import claims, pages
 from evidence.all import experiments
 from evidence.bon import options_of_bon
 from evidence.compare import options_parser, parsed
-from evidence.conditions import DATA
+from evidence.conditions import separated
 from evidence.policies import options_of_policies, settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +63,7 @@ def test_a_command_of_all_yaml_has_known_options_settings_and_methods(words: lis
     if module in PARSERS:
         options = parsed(PARSERS[module](), arguments)
         for changes in options.conditions.values():
-            changed(options.config, {name: value for name, value in changes.items() if name not in DATA})
+            separated(options.config, changes)
     elif module == "policies":
         assert settings_of(options_of_policies().parse_args(arguments)).rl.steps
     else:
