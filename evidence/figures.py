@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dmoerm.report.plots import as_svg, color_of, name_rows
 from evidence import claims
@@ -154,7 +156,7 @@ def label_curve(files: Files) -> Figure:
         panels[0, column].set_title(f"{noise} labels", fontsize=9)
         panels[1, column].set_xlabel("training groups of a task")
         for axes in panels[:, column]:
-            axes.set_xscale("log")
+            logarithmic(axes.xaxis)
             axes.grid()
     panels[0, 0].set_ylabel("accuracy by gold, %")
     panels[1, 0].set_ylabel("gold of the best of 64")
@@ -181,7 +183,7 @@ def time_to_accuracy(files: Files) -> Figure:
                     label = f"{kind}, {'dmoerm' if part == 'ours' else f'TRL, {part}'}"
                     axes.plot(*zip(*curve, strict=True), style, color=color, label=label, markersize=5)
         axes.set_title(name.removeprefix("time-to-accuracy-"), fontsize=9)
-        axes.set_xscale("log")
+        logarithmic(axes.xaxis, (1, 3))
         axes.set_xlabel("seconds of training")
         axes.grid()
     for axes in panels[len(names) :]:
@@ -204,8 +206,8 @@ def growth(files: Files) -> Figure:
             x, [max(point["mib"], 1) for point in points], "s--", color="#c8811e", markersize=4, label="memory, MiB"
         )
         for each in (axes, memory):
-            each.set_xscale("log")
-            each.set_yscale("log")
+            logarithmic(each.xaxis)
+            logarithmic(each.yaxis)
             low, high = each.get_ylim()
             each.set_ylim(min(low, high / 100), high * 3)  # a level curve shall look level
         axes.set_xlabel(title)
@@ -215,6 +217,17 @@ def growth(files: Files) -> Figure:
     for axes in panels[len(curves) :]:
         axes.remove()
     return figure
+
+
+def logarithmic(axis: Axis, subs: Sequence[int] = (1,)) -> None:
+    """Make an axis logarithmic, with plain numbers at these multiples of 10, 100 and so on.
+
+    matplotlib's own are in TeX, which the reports' style does not read.
+    """
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 FIGURES: Mapping[str, tuple[str, Callable[[Files], str]]] = {

@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [at_noise(noise, options.pairs, config, groups, root) for noise in options.noise]
     if options.name:
         tables, experts = {"Quality by the judge's noise": rows}, round(people, 4)
-        command = f"PYTHONPATH=tests python -m evidence.judge_labels --name {options.name}"
+        words = sys.argv[1:] if arguments is None else arguments
+        command = " ".join(["PYTHONPATH=tests python -m evidence.judge_labels", *words])
         write(options.name, command, [], tables=tables, experts_on_people=experts, bias=BIAS)
 
 

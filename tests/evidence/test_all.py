@@ -57,6 +57,11 @@ def test_pages_are_filled_from_the_stored_results(page: Path) -> None:
     assert pages.filled(text, pages.stored()) == text, "run python -m evidence.pages"
 
 
+def test_pictures_have_no_tex_which_the_style_does_not_read() -> None:
+    for picture in (ROOT / "docs").glob("*.svg"):
+        assert "$" not in picture.read_text(encoding="utf-8"), picture.name
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_of_all_yaml_has_known_options_settings_and_methods(words: list[str]) -> None:
     module, arguments = words[2].removeprefix("evidence."), words[3:]
