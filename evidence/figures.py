@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -156,7 +156,7 @@ def label_curve(files: Files) -> Figure:
         panels[0, column].set_title(f"{noise} labels", fontsize=9)
         panels[1, column].set_xlabel("training groups of a task")
         for axes in panels[:, column]:
-            logarithmic(axes.xaxis)
+            logarithmic(axes, "x")
             axes.grid()
     panels[0, 0].set_ylabel("accuracy by gold, %")
     panels[1, 0].set_ylabel("gold of the best of 64")
@@ -183,7 +183,7 @@ def time_to_accuracy(files: Files) -> Figure:
                     label = f"{kind}, {'dmoerm' if part == 'ours' else f'TRL, {part}'}"
                     axes.plot(*zip(*curve, strict=True), style, color=color, label=label, markersize=5)
         axes.set_title(name.removeprefix("time-to-accuracy-"), fontsize=9)
-        logarithmic(axes.xaxis, (1, 3))
+        logarithmic(axes, "x", (1, 3))
         axes.set_xlabel("seconds of training")
         axes.grid()
     for axes in panels[len(names) :]:
@@ -206,8 +206,8 @@ def growth(files: Files) -> Figure:
             x, [max(point["mib"], 1) for point in points], "s--", color="#c8811e", markersize=4, label="memory, MiB"
         )
         for each in (axes, memory):
-            logarithmic(each.xaxis)
-            logarithmic(each.yaxis)
+            logarithmic(each, "x")
+            logarithmic(each, "y")
             low, high = each.get_ylim()
             each.set_ylim(min(low, high / 100), high * 3)  # a level curve shall look level
         axes.set_xlabel(title)
@@ -219,12 +219,13 @@ def growth(files: Files) -> Figure:
     return figure
 
 
-def logarithmic(axis: Axis, subs: Sequence[int] = (1,)) -> None:
-    """Make an axis logarithmic, with plain numbers at these multiples of 10, 100 and so on.
+def logarithmic(axes: Axes, which: str, subs: Sequence[int] = (1,)) -> None:
+    """Make the axis x or y logarithmic, with plain numbers at these multiples of 10, 100 and so on.
 
     matplotlib's own are in TeX, which the reports' style does not read.
     """
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_formatter(NullFormatter())
